@@ -1,0 +1,1 @@
+"""BRINGING: where images and labels come from; the synthetic demo scenes."""

@@ -1,0 +1,89 @@
+"""The exception tree and the exit codes; everything that fcn_ray raises on purpose is below FcnRayError.
+
+FcnRayError                 1  unexpected
+├── ConfigError             2  a setting, a flag or a path is wrong
+├── DataError               2  training or label data is not what it must be
+├── ResourceError           2  the cluster does not have what the job asks for
+├── IncompleteError         4  not finished; the same command continues
+├── ForeignOutputError      5  the output folder belongs to another job
+├── SchemaError             6  the input's columns or types are refused
+├── DivergedError           7  training diverged
+├── BundleError             8  the model bundle is refused
+├── StorageError            9  storage is unavailable
+└── AuditError             10  the audit found a broken promise
+
+A message says what was found, where, what was expected, and what to do. Codes: DESIGN 7. A signal ends a command with
+128 + its number. A bad image is never an exception: it is a row with a status (fcn_ray.tables.schema).
+"""
+
+from __future__ import annotations
+
+EXIT_COMPLETE = 0
+EXIT_BAD_IMAGES = 3
+"""Complete, but more bad images than the limit allows, or input files that could not be opened."""
+
+
+class FcnRayError(Exception):
+    """Base of every error raised on purpose; `exit_code` is what the command line returns for it."""
+
+    exit_code = 1
+
+
+class ConfigError(FcnRayError):
+    """A setting, a flag or a path is wrong."""
+
+    exit_code = 2
+
+
+class DataError(FcnRayError):
+    """Training or label data is not what it must be: sizes, class ids, missing rows."""
+
+    exit_code = 2
+
+
+class ResourceError(FcnRayError):
+    """The cluster does not have the CPUs or GPUs that the job asks for."""
+
+    exit_code = 2
+
+
+class IncompleteError(FcnRayError):
+    """The job stopped before its end; nothing is lost and the same command continues."""
+
+    exit_code = 4
+
+
+class ForeignOutputError(FcnRayError):
+    """The output folder holds something that this job did not write."""
+
+    exit_code = 5
+
+
+class SchemaError(FcnRayError):
+    """The input's columns or types are refused."""
+
+    exit_code = 6
+
+
+class DivergedError(FcnRayError):
+    """Training produced a loss or a weight that is not finite."""
+
+    exit_code = 7
+
+
+class BundleError(FcnRayError):
+    """The model bundle is missing, changed, or not one of ours."""
+
+    exit_code = 8
+
+
+class StorageError(FcnRayError):
+    """Storage could not be read or written."""
+
+    exit_code = 9
+
+
+class AuditError(FcnRayError):
+    """The audit found that the output does not keep its promises."""
+
+    exit_code = 10

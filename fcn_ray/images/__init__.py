@@ -1,0 +1,1 @@
+"""PIXELS: numpy arrays in, numpy arrays out."""

@@ -1,0 +1,1 @@
+"""APPLYING: Ray Data streams a collection through actors that hold the network."""

@@ -1,0 +1,1 @@
+"""SEEING: progress while a job runs, pages with pictures after it."""

@@ -1,0 +1,112 @@
+"""Every column of the result table, spelled here only, and the status codes of a row (DESIGN 5).
+
+The columns are made by hand rather than by a class, so that the Arrow schema below is the contract that users read.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow as pa
+
+from fcn_ray.labels import METADATA_KEY, LabelSet
+
+IMAGE_ID = "image_id"
+PATH = "path"
+ROW = "row"
+MASK = "mask"
+HEIGHT = "height"
+WIDTH = "width"
+CLASS_PIXELS = "class_pixels"
+MEAN_CONFIDENCE = "mean_confidence"
+MIN_CLASS_CONFIDENCE = "min_class_confidence"
+STATUS = "status"
+ERROR = "error"
+FLAGS = "flags"
+PLAN = "plan"
+MODEL_DIGEST = "model_digest"
+RUN_ID = "run_id"
+
+MASK_TYPE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+"""HF image struct: the bytes are an 8-bit single-channel PNG of class ids, 255 = ignore; the path suggests a name."""
+
+_FIRST = [
+    pa.field(IMAGE_ID, pa.string(), nullable=False),
+    pa.field(PATH, pa.string(), nullable=False),
+    pa.field(ROW, pa.int64(), nullable=False),
+]
+_LAST = [
+    pa.field(MASK, MASK_TYPE),
+    pa.field(HEIGHT, pa.int32()),
+    pa.field(WIDTH, pa.int32()),
+    pa.field(CLASS_PIXELS, pa.list_(pa.int64())),
+    pa.field(MEAN_CONFIDENCE, pa.float32()),
+    pa.field(MIN_CLASS_CONFIDENCE, pa.float32()),
+    pa.field(STATUS, pa.string(), nullable=False),
+    pa.field(ERROR, pa.string()),
+    pa.field(FLAGS, pa.list_(pa.string())),
+    pa.field(PLAN, pa.int32(), nullable=False),
+    pa.field(MODEL_DIGEST, pa.string(), nullable=False),
+    pa.field(RUN_ID, pa.string(), nullable=False),
+]
+RESERVED = frozenset(field.name for field in _FIRST + _LAST)
+"""Names that a carried-over input column may not take; there it is called `input_<name>`."""
+
+SCHEMA_VERSION = 1
+"""Part of a run's fingerprint: changes when the meaning of a result column does."""
+
+OK = "ok"
+BAD_STATUSES = (
+    "empty",
+    "null",
+    "not_image",
+    "format_denied",
+    "truncated",
+    "corrupt",
+    "too_big",
+    "non_finite",
+    "unreadable",
+    "changed",
+    "crash",
+    "timeout",
+    "predict",
+)
+"""Why a row has no mask: what the bytes are (first eight), what reading them met (2), what happened on the way (3)."""
+
+MAX_ERROR_CHARACTERS = 500
+
+
+def result_schema(labels: LabelSet, carried: pa.Schema | None = None) -> pa.Schema:
+    """Arrow schema of a result file: the contract's columns in order, with carried-over input columns after `row`.
+
+    The metadata holds the label set, and a `huggingface` key that makes `datasets` open the mask as an image.
+    """
+    fields = [*_FIRST, *(carried or []), *_LAST]
+    return pa.schema(fields, metadata={METADATA_KEY: labels.to_json(), "huggingface": _huggingface_features(fields)})
+
+
+def carried_name(name: str) -> str:
+    """Name of an input column in the result."""
+    return f"input_{name}" if name in RESERVED else name
+
+
+def trim_error(text: str) -> str:
+    """`text` on one line of at most 500 characters, control characters escaped."""
+    escaped = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    return escaped if len(escaped) <= MAX_ERROR_CHARACTERS else escaped[: MAX_ERROR_CHARACTERS - 1] + "…"
+
+
+def _huggingface_features(fields: list[pa.Field]) -> str:
+    features = {field.name: _feature(field.type) for field in fields}
+    features[MASK] = {"_type": "Image"}
+    return json.dumps({"info": {"features": features}})
+
+
+def _feature(kind: pa.DataType) -> Any:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return {"feature": _feature(kind.value_type), "_type": "List"}
+    if pa.types.is_struct(kind):
+        return {field.name: _feature(field.type) for field in kind}
+    names = {"double": "float64", "float": "float32", "halffloat": "float16"}
+    return {"dtype": names.get(str(kind), str(kind)), "_type": "Value"}

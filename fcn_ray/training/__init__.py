@@ -1,0 +1,1 @@
+"""LEARNING: Ray Train workers, one replica of MultiWorkerMirroredStrategy each."""
