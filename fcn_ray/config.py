@@ -51,6 +51,12 @@ class ModelConfig(Section):
     """Backbone weights: a .npz or .h5 file with keras-applications layer names, "imagenet" (needs a network), or null
     for a random start."""
 
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        if self.weights and self.width != 1.0:
+            raise ValueError(f"weights are for width 1.0, found width {self.width:g}: leave one of the two out")
+        return self
+
 
 class ModelSpec(Section):
     """All that is needed to build a network again; stored in a bundle (closed: no code, no class path)."""
@@ -82,6 +88,7 @@ CAFFE_PREPROCESSING = Preprocessing(channels="BGR", mean=(103.939, 116.779, 123.
 """What the ImageNet VGG16 kernels of keras-applications were trained with (fcn.md 2.5)."""
 
 
+
 # -------------------------------------------------------------------------------------------------------- training
 
 
@@ -110,18 +117,20 @@ class OptimizerConfig(Section):
     learning_rate: float = Field(default=1e-3, gt=0)
     """Highest rate, for a loss that is the mean over valid pixels."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Share of the last step that goes into the next."""
     weight_decay: float = Field(default=5e-4, ge=0)
     """Decoupled decay of kernels, times the rate; biases do not decay."""
     power: float = Field(default=0.9, gt=0)
+    """Exponent of the schedule; 1 falls in a straight line."""
     warmup_steps: int = Field(default=100, ge=0)
-    clip_norm: float | None = Field(default=10.0, gt=0)
-    """Longest global gradient norm; null for no limit."""
+    """Steps in which the rate rises from almost 0."""
 
 
 class WorkersConfig(Section):
     """The Ray Train workers, each one replica of MultiWorkerMirroredStrategy."""
 
     count: Positive = 1
+    """How many."""
     gpus: float = Field(default=0, ge=0)
     """GPUs for each worker."""
     cpus: float = Field(default=1, gt=0)
@@ -142,7 +151,9 @@ class TrainConfig(Section):
     out: str
     """Folder for checkpoints, metrics and the bundle; workers on other machines must see it too."""
     image_column: str = "image"
+    """Column with encoded images: bytes or HF image structs."""
     mask_column: str = "mask"
+    """Column with single-channel PNGs of class ids, as large as the images; 255 = ignore."""
     classes: tuple[str, ...] | None = None
     """Class names by id; by default from the Parquet metadata."""
     model: ModelConfig = ModelConfig()
@@ -150,11 +161,15 @@ class TrainConfig(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     workers: WorkersConfig = WorkersConfig()
     epochs: Positive = 30
+    """Passes over the training set."""
     batch_size: Positive = 8
     """Images in one step, over all workers together."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the layers; weights, logits and the loss stay float32."""
     seed: int = Field(default=1337, ge=0)
+    """Of the initial weights, the order of the images, the augmentation and dropout."""
+    deterministic: bool = False
+    """Only operations that give the same bits every time; slower on GPUs."""
     resume: bool = False
     """Go on from the newest checkpoint in `out`."""
     keep_checkpoints: Positive = 3

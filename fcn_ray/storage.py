@@ -10,9 +10,11 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
+from typing import BinaryIO
 
 from fcn_ray.errors import ConfigError, StorageError
 
@@ -63,36 +65,71 @@ def stat(uri: str) -> Entry:
         raise StorageError(f"{uri} cannot be read: {error.strerror or error}") from error
 
 
-def list_files(uri: str) -> Iterator[Entry]:
+def absolute(uri: str) -> str:
+    """The one spelling of `uri` that means the same place from every process: absolute, links resolved."""
+    return local_path(uri).resolve().as_posix()
+
+
+def list_folders(uri: str) -> list[str]:
+    """Names of the folders directly below the folder `uri`, sorted; a missing folder has none."""
+    try:
+        with os.scandir(local_path(uri)) as found:
+            return sorted(entry.name for entry in found if entry.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise StorageError(f"{uri} cannot be listed: {error.strerror or error}") from error
+
+
+def list_files(uri: str, on_skip: Callable[[str], None] | None = None) -> Iterator[Entry]:
     """Every file below the folder `uri`, in the order of its path's UTF-8 bytes, a folder at a time in memory.
 
-    Names that begin with "." or "_" are left out, links to folders are not followed. A missing folder is empty.
+    Left out, and told to `on_skip` by path: names that begin with ".", folders that begin with "_" (by custom other
+    programs' unfinished work), links to folders (they may go round in circles), names that are not UTF-8 (tables cannot
+    hold them) and what is no file (sockets, broken links). A missing folder is empty.
     """
     root = local_path(uri)
     if root.is_dir():
-        yield from _walk(root, "")
+        yield from _walk(root, "", on_skip or (lambda path: None))
 
 
-def _walk(folder: Path, prefix: str) -> Iterator[Entry]:
+def _walk(folder: Path, prefix: str, on_skip: Callable[[str], None]) -> Iterator[Entry]:
+    for name in _sorted_names(folder):
+        path = prefix + name
+        if name.startswith(".") or (name.startswith("_") and name.endswith("/")) or not _is_utf8(name):
+            on_skip(path)
+        elif name.endswith("/"):
+            yield from _walk(folder / name, path, on_skip)
+        else:
+            try:
+                status = os.stat(folder / name)
+            except FileNotFoundError:  # deleted while we listed, or a broken link: not part of the collection
+                on_skip(path)
+                continue
+            except OSError as error:
+                raise StorageError(f"{folder / name} cannot be read: {error.strerror or error}") from error
+            if S_ISREG(status.st_mode):
+                yield _entry(path, status)
+            else:
+                on_skip(path)
+
+
+def _sorted_names(folder: Path) -> list[str]:
+    """Names in a folder; folders end in "/", and sort so, which puts the whole listing in the order of full paths."""
     try:
         with os.scandir(folder) as found:
-            # A folder sorts as its name with "/", so that the whole listing is in the order of full paths.
-            entries = sorted(
-                ((os.fsencode(e.name) + (b"/" if e.is_dir(follow_symlinks=False) else b""), e) for e in found),
-                key=lambda pair: pair[0],
-            )
+            names = [entry.name + ("/" if entry.is_dir(follow_symlinks=False) else "") for entry in found]
     except OSError as error:
         raise StorageError(f"{folder} cannot be listed: {error.strerror or error}") from error
-    for key, entry in entries:
-        if entry.name.startswith((".", "_")):
-            continue
-        if key.endswith(b"/"):
-            yield from _walk(Path(entry.path), f"{prefix}{entry.name}/")
-        elif entry.is_file():
-            try:
-                yield _entry(prefix + entry.name, entry.stat())
-            except FileNotFoundError:
-                continue  # deleted while we listed: it is not part of the collection
+    return sorted(names, key=os.fsencode)
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _entry(path: str, status: os.stat_result) -> Entry:
@@ -100,11 +137,25 @@ def _entry(path: str, status: os.stat_result) -> Entry:
 
 
 def read_bytes(uri: str) -> bytes:
-    """Content of one file. Raises StorageError when it cannot be read."""
+    """Content of one file. Raises StorageError when it cannot be read, or is no regular file."""
+    with open_file(uri) as file:
+        try:
+            return file.read()
+        except OSError as error:
+            raise StorageError(f"{uri} cannot be read: {error.strerror or error}") from error
+
+
+def open_file(uri: str) -> BinaryIO:
+    """One file, open for reading anywhere in it; the caller closes it. Raises StorageError as `read_bytes` does."""
     try:
-        return local_path(uri).read_bytes()
+        path = local_path(uri)
+        if path.exists() and not path.is_file():  # a device or a pipe in its place would never end
+            raise StorageError(f"{uri} cannot be read: it is not a regular file")
+        return open(path, "rb")
     except OSError as error:
         raise StorageError(f"{uri} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # a NUL in the name
+        raise StorageError(f"{uri!r} cannot be read: {error}") from error
 
 
 def put_if_absent(uri: str, data: bytes) -> bool:

@@ -51,7 +51,26 @@ _LAST = [
     pa.field(RUN_ID, pa.string(), nullable=False),
 ]
 RESERVED = frozenset(field.name for field in _FIRST + _LAST)
-"""Names that a carried-over input column may not take; there it is called `input_<name>`."""
+"""Names of result columns, which a carried-over input column may not take."""
+
+CHUNK_ID = "chunk_id"
+CHUNK_ROW = "chunk_row"
+CHUNK_ROWS = "chunk_rows"
+IMAGE = "image"
+SOURCE_ERROR = "source_error"
+SOURCE_MESSAGE = "source_message"
+
+WORKING_FIELDS = (
+    pa.field(CHUNK_ID, pa.string(), nullable=False),
+    pa.field(CHUNK_ROW, pa.int64(), nullable=False),
+    pa.field(CHUNK_ROWS, pa.int64(), nullable=False),
+    pa.field(IMAGE, pa.large_binary()),
+    pa.field(SOURCE_ERROR, pa.string()),
+    pa.field(SOURCE_MESSAGE, pa.string()),
+)
+"""Columns that rows have on the way only: which chunk a row belongs to, at which place of how many; the encoded image,
+and, when it could not be had, a status code and the reason."""
+WORKING = frozenset(field.name for field in WORKING_FIELDS)
 
 SCHEMA_VERSION = 1
 """Part of a run's fingerprint: changes when the meaning of a result column does."""
@@ -87,8 +106,21 @@ def result_schema(labels: LabelSet, carried: pa.Schema | None = None) -> pa.Sche
 
 
 def carried_name(name: str) -> str:
-    """Name of an input column in the result."""
-    return f"input_{name}" if name in RESERVED else name
+    """Name of an input column in the result: its own, or `input_<name>` where the result has its own use for that."""
+    return f"input_{name}" if name in RESERVED | WORKING else name
+
+
+def is_image_struct(kind: pa.DataType) -> bool:
+    """True for the struct that HF datasets stores an image as: `bytes` (binary) and, mostly, `path`."""
+    if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
+        return False
+    inner = kind.field("bytes").type
+    return {field.name for field in kind} <= {"bytes", "path"} and is_binary(inner)
+
+
+def is_binary(kind: pa.DataType) -> bool:
+    """True for the types of plain byte strings."""
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind))
 
 
 def trim_error(text: str) -> str:
@@ -99,13 +131,14 @@ def trim_error(text: str) -> str:
 
 def _huggingface_features(fields: list[pa.Field]) -> str:
     features = {field.name: _feature(field.type) for field in fields}
-    features[MASK] = {"_type": "Image"}
     return json.dumps({"info": {"features": features}})
 
 
 def _feature(kind: pa.DataType) -> Any:
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return {"feature": _feature(kind.value_type), "_type": "List"}
+    if is_image_struct(kind):
+        return {"_type": "Image"}
     if pa.types.is_struct(kind):
         return {field.name: _feature(field.type) for field in kind}
     names = {"double": "float64", "float": "float32", "halffloat": "float16"}

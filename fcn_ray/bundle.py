@@ -1,0 +1,256 @@
+"""The bundle: a trained network as a folder, all that training hands to inference.
+
+    model.json          what the network is: spec, classes, preprocessing, digest of the weights; written last
+    model.safetensors   the weights, by variable path
+    README.md           the model card, for people
+
+The network is built by our code from a closed spec; nothing in a bundle is ever executed, and a changed bit is refused.
+Importing this module and loading a bundle imports no Keras: only `save_bundle` and `Bundle.build` do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, JsonValue, ValidationError, model_validator
+
+from fcn_ray import __version__, storage
+from fcn_ray.config import ModelSpec, Preprocessing, Section
+from fcn_ray.errors import BundleError, DataError
+from fcn_ray.labels import LabelSet
+from fcn_ray.models.card import write_card
+
+if TYPE_CHECKING:
+    import keras
+
+    from fcn_ray.models.fcn import Precision
+
+MANIFEST, WEIGHTS, CARD = "model.json", "model.safetensors", "README.md"
+MAX_MANIFEST_BYTES = 10_000_000
+"""A larger model.json is refused before it is parsed."""
+
+Byte = Annotated[int, Field(ge=0, le=255)]
+Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class StoredLabels(Section):
+    """A LabelSet in model.json."""
+
+    names: tuple[str, ...]
+    palette: tuple[tuple[Byte, Byte, Byte], ...]
+    ignore_id: int
+
+    @model_validator(mode="after")
+    def _check(self) -> StoredLabels:
+        self.to_label_set()
+        return self
+
+    def to_label_set(self) -> LabelSet:
+        """The label set; DataError when it is none."""
+        return LabelSet(self.names, self.palette, self.ignore_id)
+
+
+class StoredWeights(Section):
+    """What model.safetensors must be."""
+
+    sha256: Digest
+    bytes: int = Field(ge=0)
+
+
+class Manifest(Section):
+    """The structure of model.json; every other key is an error."""
+
+    format: Literal["fcn_ray.bundle/1"]
+    spec: ModelSpec
+    labels: StoredLabels
+    preprocessing: Preprocessing
+    weights: StoredWeights
+    versions: dict[str, str]
+    metadata: dict[str, JsonValue]
+
+    @model_validator(mode="after")
+    def _check(self) -> Manifest:
+        if len(self.labels.names) != self.spec.num_classes:
+            raise ValueError(f"{len(self.labels.names)} class names for spec.num_classes {self.spec.num_classes}")
+        if not all(map(math.isfinite, self.preprocessing.mean + self.preprocessing.std)) or 0 in self.preprocessing.std:
+            raise ValueError(f"preprocessing must be finite and divide by no zero, found {self.preprocessing}")
+        return self
+
+    def digest(self) -> str:
+        """sha256 over what a mask depends on: not over metadata and versions.
+
+        Over the keys that model.json holds, so that a spec that gains a setting leaves the digest of old bundles alone.
+        """
+        parts = self.model_dump(mode="json", include={"format", "spec", "labels", "preprocessing"}, exclude_unset=True)
+        text = json.dumps(parts | {"weights": self.weights.sha256}, sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class Bundle:
+    """A bundle whose model.json is well-formed and whose weights are those it names; cheap to send to workers."""
+
+    folder: str
+    spec: ModelSpec
+    labels: LabelSet
+    preprocessing: Preprocessing
+    metadata: dict[str, Any]
+    """What training tells about itself: data, metrics, configuration."""
+    digest: str
+    """Names the network: equal digests give equal masks."""
+    weights_sha256: str
+
+    def build(self, precision: Precision = "float32") -> keras.Model:
+        """The network with its weights. Raises BundleError when they do not fit the spec or are not finite."""
+        from fcn_ray.models.fcn import build_fcn
+        from fcn_ray.models.serialisation import assign_weights
+
+        uri = storage.join(self.folder, WEIGHTS)
+        data = storage.read_bytes(uri)
+        if (found := storage.digest(data)) != self.weights_sha256:
+            raise BundleError(f"{uri} changed after the bundle was loaded: sha256 {found}, not {self.weights_sha256}")
+        model = build_fcn(self.spec, precision=precision)
+        assign_weights(model, data, uri)
+        return model
+
+
+def load_bundle(folder: str) -> Bundle:
+    """The bundle in `folder`, verified: the structure of model.json, and the digest of the weights.
+
+    Raises BundleError that names the file, the value and the way out.
+    """
+    manifest = _read_manifest(storage.join(folder, MANIFEST))
+    _check_digest(storage.join(folder, WEIGHTS), manifest.weights)
+    return _to_bundle(folder, manifest)
+
+
+def save_bundle(
+    folder: str,
+    model: keras.Model,
+    spec: ModelSpec,
+    labels: LabelSet,
+    preprocessing: Preprocessing,
+    metadata: dict[str, Any],
+) -> Bundle:
+    """Write the bundle of `model` into `folder`; model.json comes last, so that a bundle is whole or not there.
+
+    A bundle of the same digest that is there already is kept. Raises BundleError when another one is, when a weight is
+    not finite, or when `model`, `spec` and `labels` do not belong together.
+    """
+    from fcn_ray.models.serialisation import dump_weights
+
+    if model.output_shape[-1] != spec.num_classes:
+        raise BundleError(
+            f"the network has {model.output_shape[-1]} classes, its spec {spec.num_classes}: "
+            "save a network with the spec that it was built from"
+        )
+    data = dump_weights(model)
+    text = _manifest_text(spec, labels, preprocessing, data, metadata)
+    manifest = _parse_manifest(text, storage.join(folder, MANIFEST))
+    bundle = _to_bundle(folder, manifest)
+    if storage.is_file(storage.join(folder, MANIFEST)):
+        return _same_bundle(bundle)
+    uri = storage.join(folder, WEIGHTS)
+    if not storage.put_if_absent(uri, data) and _file_digest(uri) != bundle.weights_sha256:
+        raise BundleError(f"{uri} holds other weights and no {MANIFEST} beside it: delete it, or choose another folder")
+    metrics = bundle.metadata.get("metrics") or {}
+    card = write_card(spec, labels, preprocessing, metrics, manifest.versions, bundle.digest)
+    storage.replace(storage.join(folder, CARD), card.encode())
+    if not storage.put_if_absent(storage.join(folder, MANIFEST), text):
+        return _same_bundle(bundle)
+    return bundle
+
+
+def _same_bundle(bundle: Bundle) -> Bundle:
+    """The bundle that is in the folder of `bundle` already, if it is the same network."""
+    found = load_bundle(bundle.folder)
+    if found.digest != bundle.digest:
+        raise BundleError(
+            f"{bundle.folder} holds another bundle (digest {found.digest[:12]}, this one is {bundle.digest[:12]}); "
+            "bundles are never overwritten: choose another folder"
+        )
+    return found
+
+
+def _to_bundle(folder: str, manifest: Manifest) -> Bundle:
+    return Bundle(
+        folder=folder,
+        spec=manifest.spec,
+        labels=manifest.labels.to_label_set(),
+        preprocessing=manifest.preprocessing,
+        metadata=manifest.metadata,
+        digest=manifest.digest(),
+        weights_sha256=manifest.weights.sha256,
+    )
+
+
+def _manifest_text(
+    spec: ModelSpec, labels: LabelSet, preprocessing: Preprocessing, weights: bytes, metadata: dict[str, Any]
+) -> bytes:
+    """The content of model.json."""
+    packages = ("keras", "numpy", "safetensors")
+    content = {
+        "format": "fcn_ray.bundle/1",
+        "spec": spec.model_dump(mode="json"),
+        "labels": {"names": labels.names, "palette": labels.palette, "ignore_id": labels.ignore_id},
+        "preprocessing": preprocessing.model_dump(mode="json"),
+        "weights": {"sha256": storage.digest(weights), "bytes": len(weights)},
+        "versions": {"fcn_ray": __version__, "python": platform.python_version()} | {p: version(p) for p in packages},
+        "metadata": metadata,
+    }
+    try:
+        return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+    except (TypeError, ValueError) as error:
+        raise BundleError(f"metadata cannot be stored as JSON ({error}): pass finite numbers, text, lists") from error
+
+
+def _read_manifest(uri: str) -> Manifest:
+    if not storage.is_file(uri):
+        raise BundleError(f"{uri} does not exist; expected the folder of a bundle, as `fcn-ray train` leaves it")
+    if (size := storage.stat(uri).size) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{uri} has {size} bytes, more than {MAX_MANIFEST_BYTES}: is it the right file?")
+    return _parse_manifest(storage.read_bytes(uri), uri)
+
+
+def _parse_manifest(text: bytes, uri: str) -> Manifest:
+    try:
+        return Manifest.model_validate_json(text, strict=True)
+    except DataError as error:  # from LabelSet
+        raise BundleError(f"{uri}: {error}; get the bundle again") from error
+    except ValidationError as error:
+        if error.errors()[0]["type"] == "json_invalid":
+            raise BundleError(f"{uri} is not JSON, it begins with {text[:40]!r}; get the bundle again") from error
+        problems = "; ".join(_describe(dict(problem)) for problem in error.errors()[:5])
+        raise BundleError(f"{uri}: {problems}; get the bundle again, or use the fcn_ray that wrote it") from error
+
+
+def _describe(problem: dict[str, Any]) -> str:
+    key = ".".join(str(part) for part in problem["loc"]) or "the whole"
+    if problem["type"] == "extra_forbidden":
+        return f"{key}: unknown key"
+    if problem["type"] == "missing":
+        return f"{key}: required, but not there"
+    return f"{key} = {str(problem['input'])[:60]}: {problem['msg'].removeprefix('Value error, ')}"
+
+
+def _file_digest(uri: str) -> str:
+    sha256 = hashlib.sha256()
+    with storage.open_file(uri) as file:
+        while part := file.read(1 << 20):
+            sha256.update(part)
+    return sha256.hexdigest()
+
+
+def _check_digest(uri: str, expected: StoredWeights) -> None:
+    if not storage.is_file(uri):
+        raise BundleError(f"{uri} does not exist, but {MANIFEST} names it: get the whole bundle again")
+    if (size := storage.stat(uri).size) != expected.bytes:
+        raise BundleError(f"{uri} has {size} bytes, {MANIFEST} says {expected.bytes}: get the bundle again")
+    if (found := _file_digest(uri)) != expected.sha256:
+        raise BundleError(f"{uri} has sha256 {found}, {MANIFEST} says {expected.sha256}: get the bundle again")

@@ -1,0 +1,236 @@
+"""`fcn-ray ...`: parse, call one function, print. No logic; the settings and their defaults are in fcn_ray.config."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from fcn_ray import __version__
+from fcn_ray.errors import EXIT_BAD_IMAGES, EXIT_COMPLETE, AuditError, FcnRayError, IncompleteError
+
+app = typer.Typer(
+    name="fcn-ray",
+    help="Train fully convolutional networks on Ray Train and label image collections with Ray Data.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file with settings.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="One setting by its dotted name; may be repeated."),
+]
+Address = Annotated[str | None, typer.Option(help="Ray cluster to join (default: RAY_ADDRESS, else this machine).")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the log lines of Ray and TensorFlow too.")]
+
+
+def main() -> None:
+    """Run the command line and exit with the codes of fcn_ray.errors."""
+    signal.signal(signal.SIGTERM, _stop)
+    try:
+        code = app(standalone_mode=False)
+    except FcnRayError as error:
+        _fail(f"error: {error}", error.exit_code)
+    except typer.Exit as finished:
+        sys.exit(finished.exit_code)
+    except (KeyboardInterrupt, typer.Abort) as stop:
+        number = stop.args[0] if stop.args and isinstance(stop.args[0], int) else signal.SIGINT
+        _fail("stopped: what is finished is safe; the same command goes on", 128 + number)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # a click usage error; click itself is typer's business
+            _fail(f"error: {error.format_message()}\nTry 'fcn-ray --help'.", getattr(error, "exit_code", 2))
+        raise
+    sys.exit(code if isinstance(code, int) else EXIT_COMPLETE)
+
+
+def _stop(number: int, _frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt(number)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(message, file=sys.stderr)
+    sys.exit(code)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"fcn-ray {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show it.")] = False,
+) -> None:
+    """Options of every command."""
+
+
+@app.command(
+    epilog="Examples:  fcn-ray demo   |   fcn-ray demo --out /data/demo",
+)
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for everything that the demo makes.")] = Path("demo-out"),
+    verbose: Verbose = False,
+) -> int:
+    """Train, segment and evaluate on synthetic street scenes: the whole job in a few minutes, and a page about it."""
+    from fcn_ray.demo import demo as run
+    from fcn_ray.reports.console import print_demo
+
+    return print_demo(run(str(out), verbose=verbose))
+
+
+@app.command(
+    epilog="Examples:  fcn-ray train --data train.parquet --val val.parquet --out runs/street   |   "
+    "fcn-ray train -c train.yaml --set optimizer.learning_rate=5e-4 --resume",
+)
+def train(
+    config: ConfigFile = None,
+    data: Annotated[
+        str | None, typer.Option(help="Training set: Parquet file or folder (image and mask columns).")
+    ] = None,
+    val: Annotated[str | None, typer.Option(help="Validation set, in the same form.")] = None,
+    out: Annotated[str | None, typer.Option(help="Folder for checkpoints and the bundle.")] = None,
+    variant: Annotated[str | None, typer.Option(help="32s, 16s or 8s.")] = None,
+    weights: Annotated[str | None, typer.Option(help='Backbone weights: .npz, .h5 or "imagenet".')] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training set.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images in one step, over all workers.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Ray Train workers.")] = None,
+    gpus_per_worker: Annotated[float | None, typer.Option(help="GPUs for each worker.")] = None,
+    resume: Annotated[bool | None, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = None,
+    address: Address = None,
+    settings: Settings = None,
+    verbose: Verbose = False,
+) -> int:
+    """Train an FCN on the workers of a Ray cluster; the best epoch becomes the bundle OUT/bundle."""
+    from fcn_ray.config import TrainConfig
+    from fcn_ray.reports.console import TrainingLines, print_train
+    from fcn_ray.training.job import train as run
+
+    flags = {
+        "data": data,
+        "val": val,
+        "out": out,
+        "model.variant": variant,
+        "model.weights": weights,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "workers.count": workers,
+        "workers.gpus": gpus_per_worker,
+        "resume": resume,
+        "address": address,
+    }
+    loaded = _load(TrainConfig, config, settings, flags)
+    print_train(run(loaded, on_record=TrainingLines().hear, verbose=verbose))
+    return EXIT_COMPLETE
+
+
+@app.command(
+    epilog="Examples:  fcn-ray segment photos/ masks/ --model runs/street/bundle   |   "
+    "fcn-ray segment images.parquet masks/ --model runs/street/bundle --actors 4 --gpus-per-actor 1   |   "
+    "fcn-ray segment -c segment.yaml --dry-run",
+)
+def segment(
+    input: Annotated[str | None, typer.Argument(help="Parquet file, image file, or a folder with both.")] = None,
+    output: Annotated[str | None, typer.Argument(help="Folder for the masks.")] = None,
+    model: Annotated[str | None, typer.Option(help="Bundle folder, as `fcn-ray train` leaves it.")] = None,
+    config: ConfigFile = None,
+    image_column: Annotated[str | None, typer.Option(help="Parquet column with the images.")] = None,
+    id_column: Annotated[str | None, typer.Option(help="Parquet column that names each image.")] = None,
+    actors: Annotated[int | None, typer.Option(help="Actors that hold the network (0: by the cluster).")] = None,
+    gpus_per_actor: Annotated[float | None, typer.Option(help="GPUs for each actor; may be a fraction.")] = None,
+    max_bad_fraction: Annotated[float | None, typer.Option(help="More bad images than this end with code 3.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to do, and stop.")] = False,
+    address: Address = None,
+    settings: Settings = None,
+    verbose: Verbose = False,
+) -> int:
+    """Give every image of a collection its mask, exactly once; run it again to go on or to take in new images."""
+    from fcn_ray.config import SegmentConfig
+    from fcn_ray.inference.job import segment as run
+    from fcn_ray.reports.console import print_segment
+
+    flags = {
+        "input": input,
+        "output": output,
+        "model": model,
+        "image_column": image_column,
+        "id_column": id_column,
+        "predict.actors": actors,
+        "predict.gpus": gpus_per_actor,
+        "max_bad_fraction": max_bad_fraction,
+        "address": address,
+    }
+    report = run(_load(SegmentConfig, config, settings, flags), dry_run=dry_run, verbose=verbose)
+    print_segment(report)
+    return EXIT_BAD_IMAGES if report.too_bad else EXIT_COMPLETE
+
+
+@app.command(epilog="Example:  fcn-ray evaluate masks/ labels.parquet --json scores.json")
+def evaluate(
+    masks: Annotated[str, typer.Argument(help="Output folder of `fcn-ray segment`, or a folder of PNG masks.")],
+    labels: Annotated[str, typer.Argument(help="Parquet file or folder with a mask column, or a folder of PNGs.")],
+    mask_column: Annotated[str, typer.Option(help="Column of the labels.")] = "mask",
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores to this file too.")] = None,
+) -> int:
+    """Score masks against labels: IoU of every class and the four FCN metrics. Void is never counted."""
+    from fcn_ray.evaluation import evaluate as run
+    from fcn_ray.evaluation import format_table
+
+    evaluation = run(masks, labels, mask_column=mask_column)
+    print(format_table(evaluation))
+    if json_file:
+        json_file.write_text(json.dumps(evaluation.to_dict(), indent=1) + "\n", encoding="utf-8")
+    return EXIT_COMPLETE
+
+
+@app.command(epilog="Example:  fcn-ray audit masks/")
+def audit(output: Annotated[str, typer.Argument(help="Output folder of `fcn-ray segment`.")]) -> int:
+    """Prove that every image of the plan has exactly one whole, unchanged result row."""
+    from fcn_ray.reports.console import print_audit
+    from fcn_ray.tables.audit import audit as run
+
+    report = run(output)
+    print_audit(report)
+    if report.findings:
+        return AuditError.exit_code
+    return IncompleteError.exit_code if report.incomplete else EXIT_COMPLETE
+
+
+config_app = typer.Typer(help="Settings: what there is, and what a job would use.", no_args_is_help=True)
+app.add_typer(config_app, name="config")
+
+
+@config_app.command("show", epilog="Examples:  fcn-ray config show train   |   fcn-ray config show segment -c job.yaml")
+def config_show(
+    job: Annotated[str, typer.Argument(help="train or segment.")],
+    config: ConfigFile = None,
+    settings: Settings = None,
+) -> int:
+    """Print every setting of a job with its default and meaning, or the resolved settings of a file."""
+    from fcn_ray.config import SegmentConfig, TrainConfig, describe_config, dump_config
+    from fcn_ray.errors import ConfigError
+    from fcn_ray.reports.console import print_settings
+
+    kinds = {"train": TrainConfig, "segment": SegmentConfig}
+    if job not in kinds:
+        raise ConfigError(f"config show {job!r}: expected one of {', '.join(kinds)}")
+    if config or settings:
+        print(dump_config(_load(kinds[job], config, settings, {})), end="")
+    else:
+        print_settings(describe_config(kinds[job]))
+    return EXIT_COMPLETE
+
+
+def _load(kind: Any, file: Path | None, settings: list[str] | None, flags: dict[str, Any]) -> Any:
+    from fcn_ray.config import load_config
+
+    return load_config(kind, str(file) if file else None, settings or (), flags)

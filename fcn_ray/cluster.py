@@ -1,0 +1,105 @@
+"""Connect to Ray: join the cluster that there is, or start one on this machine, without the noise of either library."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+
+from fcn_ray.errors import FcnRayError, ResourceError
+
+WORKER_ENVIRONMENT: Mapping[str, str] = {
+    "KERAS_BACKEND": "tensorflow",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+}
+"""Set in every Ray process of a job, unless the job's own environment sets the same name."""
+
+
+def connect(address: str | None = None, *, cpus: float = 0, verbose: bool = False) -> None:
+    """Join the cluster at `address` or RAY_ADDRESS; without either start Ray here, with at least `cpus` CPUs.
+
+    A single machine may promise more CPUs than it has cores: reading and decoding share them with the model, and a job
+    that asks for two workers on two cores must still be able to read. Does nothing when Ray is already connected.
+    """
+    silence(verbose)
+    if ray.is_initialized():
+        return
+    environment = {name: os.environ.get(name, value) for name, value in WORKER_ENVIRONMENT.items()}
+    level = logging.INFO if verbose else logging.ERROR
+    where = address or os.environ.get("RAY_ADDRESS")
+    if where:
+        own = {} if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else {"env_vars": environment}
+        try:
+            ray.init(address=where, runtime_env=own, log_to_driver=verbose, logging_level=level)
+        except (ConnectionError, ValueError) as error:
+            raise ResourceError(
+                f"no Ray cluster answers at {where}: {error}. Unset RAY_ADDRESS to start Ray on this machine"
+            ) from error
+        return
+    count = max(os.cpu_count() or 1, int(cpus + 0.999))
+    ray.init(
+        num_cpus=count,
+        include_dashboard=False,
+        runtime_env={"env_vars": environment},
+        log_to_driver=verbose,
+        logging_level=level,
+    )
+
+
+def silence(verbose: bool = False) -> None:
+    """Keep Ray's and TensorFlow's own progress and log lines out of the driver's output, unless `verbose`."""
+    for name, value in WORKER_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not verbose:
+        for name in ("ray", "ray.data", "ray.train", "ray.tune"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def require(*, cpus: float, gpus: float, purpose: str) -> None:
+    """Raise ResourceError unless the connected cluster has the CPUs and GPUs in all that `purpose` needs."""
+    present = ray.cluster_resources()
+    for name, wanted in (("CPU", cpus), ("GPU", gpus)):
+        found = present.get(name, 0.0)
+        if wanted > found:
+            raise ResourceError(
+                f"{purpose} needs {wanted:g} {name}s, the Ray cluster has {found:g}: "
+                f"ask for less, or join a larger cluster with --address"
+            )
+
+
+def count(resource: str) -> float:
+    """How much of a resource ("CPU", "GPU") the connected cluster has."""
+    return float(ray.cluster_resources().get(resource, 0.0))
+
+
+def count_nodes(*, cpus: float) -> int:
+    """Nodes that can run work that reserves `cpus`."""
+    return sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= cpus)
+
+
+def find_own_error(error: BaseException) -> FcnRayError | None:
+    """The FcnRayError at the root of what Ray raised, if one is: the user's data or settings, which no retry mends."""
+    seen: set[int] = set()
+    pending: list[Any] = [error]
+    while pending:
+        found = pending.pop()
+        if found is None or id(found) in seen:
+            continue
+        seen.add(id(found))
+        if isinstance(found, FcnRayError):
+            # Ray raises a class made of its own and ours, whose text is a traceback; the cause is what was raised.
+            return getattr(found, "cause", found)
+        pending += [getattr(found, name, None) for name in ("__cause__", "__context__", "cause", "_base_exc")]
+        pending += list(getattr(found, "worker_failures", {}).values())
+    return None
+
+
+def last_line(error: BaseException) -> str:
+    """The line of Ray's long messages that says what happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

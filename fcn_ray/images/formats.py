@@ -1,0 +1,104 @@
+"""What encoded bytes are, judged by their content alone, and whether they are whole. No decoder runs here."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+ACCEPTED = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+"""Formats that are decoded, by Pillow's names. MPO (two-picture JPEG of cameras and phones) comes in as JPEG.
+
+Pillow has some forty parsers, one of which starts Ghostscript: only these few ever see a stranger's bytes.
+"""
+
+_SIGNATURES: tuple[tuple[str, int, bytes], ...] = (
+    ("JPEG", 0, b"\xff\xd8\xff"),
+    ("PNG", 0, b"\x89PNG\r\n\x1a\n"),
+    ("WEBP", 8, b"WEBP"),
+    ("GIF", 0, b"GIF87a"),
+    ("GIF", 0, b"GIF89a"),
+    ("TIFF", 0, b"II*\x00"),
+    ("TIFF", 0, b"MM\x00*"),
+    ("TIFF", 0, b"II+\x00"),
+    ("TIFF", 0, b"MM\x00+"),
+    ("BMP", 6, b"\x00\x00\x00\x00"),  # the reserved field; "BM" alone would take every text that begins so
+    ("EPS", 0, b"%!PS"),
+    ("EPS", 0, b"\xc5\xd0\xd3\xc6"),
+    ("PDF", 0, b"%PDF"),
+    ("PSD", 0, b"8BPS"),
+    ("AVIF", 4, b"ftypavif"),
+    ("HEIC", 4, b"ftyphei"),
+    ("HEIC", 4, b"ftypmif1"),
+    ("JPEG 2000", 0, b"\x00\x00\x00\x0cjP  "),
+    ("JPEG 2000", 0, b"\xff\x4f\xff\x51"),
+    ("JPEG XL", 0, b"\x00\x00\x00\x0cJXL "),
+    ("ICO", 0, b"\x00\x00\x01\x00"),
+    ("ICNS", 0, b"icns"),
+    ("DDS", 0, b"DDS "),
+    ("QOI", 0, b"qoif"),
+    ("FITS", 0, b"SIMPLE  ="),
+    ("OpenEXR", 0, b"\x76\x2f\x31\x01"),
+    ("Radiance HDR", 0, b"#?RADIANCE"),
+    ("WMF", 0, b"\xd7\xcd\xc6\x9a"),
+    ("Netpbm", 0, b"P4\n"),
+    ("Netpbm", 0, b"P5\n"),
+    ("Netpbm", 0, b"P6\n"),
+)
+"""(format, offset, bytes found there)."""
+
+_PREFIXES = {"WEBP": b"RIFF", "BMP": b"BM"}
+"""What the file also begins with, for signatures that lie further in."""
+
+
+def sniff(data: bytes) -> str | None:
+    """Name of the image format of `data`, accepted or not; None when it is no image that we know."""
+    for name, offset, signature in _SIGNATURES:
+        if data.startswith(signature, offset) and data.startswith(_PREFIXES.get(name, b"")):
+            return name
+    return None
+
+
+def png_damage(data: bytes) -> tuple[str, str] | None:
+    """(status, message) when a PNG is cut or changed, else None.
+
+    Walks the chunks up to IEND and checks their CRCs. Pillow's `load` accepts wrong CRCs and a missing end, and its
+    `verify` accepts an end without CRC; both tell the cases apart by the wording of their messages only.
+    """
+    view, position = memoryview(data), 8
+    while position + 12 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, position)
+        end = position + 12 + length
+        if end > len(data):
+            break
+        if zlib.crc32(view[position + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
+            return "corrupt", f"PNG chunk {kind!r} at byte {position} does not match its checksum"
+        if kind == b"IEND":
+            return None
+        position = end
+    return "truncated", f"PNG ends after {len(data)} bytes, before its IEND chunk"
+
+
+def is_cut(data: bytes, name: str) -> bool:
+    """True when `data` of the accepted format `name` is shorter than its own header says, or lacks its end mark.
+
+    Asked only after decoding has failed: writers get these fields wrong in files that decode well.
+    """
+    try:
+        if name == "JPEG":
+            return b"\xff\xd9" not in data
+        if name == "GIF":
+            return not data.rstrip(b"\x00").endswith(b";")
+        if name == "WEBP":
+            return len(data) < 8 + int(struct.unpack_from("<I", data, 4)[0])
+        if name == "BMP":
+            return len(data) < int(struct.unpack_from("<I", data, 2)[0])
+        return name == "TIFF" and len(data) <= _tiff_directory(data)
+    except struct.error:
+        return True
+
+
+def _tiff_directory(data: bytes) -> int:
+    """Offset in bytes of the first image directory, which many writers put at the end."""
+    order = "<" if data.startswith(b"II") else ">"
+    big = data[2:4] in (b"+\x00", b"\x00+")
+    return int(struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)[0])

@@ -1,0 +1,76 @@
+"""THE pipeline: chunks to do -> read and decode -> predict -> encode and commit, one function on one screen.
+
+One block is one chunk from end to end: blocks are never split (`target_max_block_size=None`), batches are whole blocks
+(`batch_size=None`), and the last stage refuses a chunk that is not whole. What comes out is one small receipt a chunk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.data
+from ray.data import ActorPoolStrategy, Dataset
+
+from fcn_ray.config import PredictConfig
+from fcn_ray.inference.stages import CommitChunks, DecodeImages, ReadChunks
+
+MAX_TASK_RETRIES = 2
+"""A chunk that took its process down three times fails the job; Ray's own default is to try for ever."""
+
+
+@dataclass(frozen=True, slots=True)
+class Actors:
+    """The stage with state: its class and constructor arguments, how many actors, and what each reserves."""
+
+    stage: Callable[..., Any]
+    arguments: Mapping[str, Any]
+    count: int
+    config: PredictConfig
+
+
+def build_pipeline(
+    n_chunks: int, read: ReadChunks, decode: DecodeImages, predict: Actors, commit: CommitChunks, stage_cpus: float
+) -> Dataset:
+    """The lazy dataset whose rows are receipts; running it labels and commits `n_chunks` chunks.
+
+    Decoding asks for other resources than the actors do, or Ray would fuse it into them and decode on GPU nodes' time.
+    """
+    options = ray.data.DataContext.get_current()
+    options.target_max_block_size = None
+    options.enable_progress_bars = False
+    options.execution_options.preserve_order = False
+    retried: dict[str, Any] = {"max_retries": MAX_TASK_RETRIES}
+    restarts = predict.config.max_restarts
+    restarted: dict[str, Any] = {"max_restarts": restarts, "max_task_retries": restarts}
+    whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
+    # map_batches_internal: the public method refuses GPUs with whole blocks, and finite retries (DECISIONS 6).
+    return (
+        ray.data.range(n_chunks, override_num_blocks=n_chunks)
+        .map_batches_internal(Chain((read, decode)), num_cpus=stage_cpus, **whole, **retried)
+        .map_batches_internal(
+            predict.stage,
+            fn_constructor_kwargs=dict(predict.arguments),
+            compute=ActorPoolStrategy(size=predict.count, max_tasks_in_flight_per_actor=2),
+            num_cpus=predict.config.cpus,
+            num_gpus=predict.config.gpus,
+            **whole,
+            **restarted,
+        )
+        .map_batches_internal(commit, num_cpus=stage_cpus, **whole, **retried)
+    )
+
+
+class Chain:
+    """Several stages as one: what reads a chunk also decodes it, and nothing encoded crosses a process border."""
+
+    def __init__(self, stages: Sequence[Callable[[Any], Any]]) -> None:
+        self.stages = stages
+
+    def __call__(self, table: Any) -> Any:
+        """The stages in order."""
+        for stage in self.stages:
+            table = stage(table)
+        return table

@@ -1,0 +1,160 @@
+"""The stages around the network: read and decode a chunk before it, encode and commit it after it.
+
+Each is a plain callable on a pyarrow table that is one chunk from end to end; docstrings say which columns it reads,
+adds and drops. Images travel as uint8 bytes with their height and width. A row that went wrong keeps its status.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+
+from fcn_ray.images.codec import ImageError, decode_image, encode_mask
+from fcn_ray.labels import LabelSet
+from fcn_ray.tables.columns import Columns
+from fcn_ray.tables.commit import Receipt, commit_chunk
+from fcn_ray.tables.plan import read_chunk
+from fcn_ray.tables.planfile import ChunkRef
+from fcn_ray.tables.reading import label_chunk, read_rows
+from fcn_ray.tables.runs import Run
+from fcn_ray.tables.schema import (
+    ERROR,
+    FLAGS,
+    HEIGHT,
+    IMAGE,
+    MASK,
+    MASK_TYPE,
+    MODEL_DIGEST,
+    OK,
+    PATH,
+    ROW,
+    RUN_ID,
+    SOURCE_ERROR,
+    SOURCE_MESSAGE,
+    STATUS,
+    WIDTH,
+    trim_error,
+)
+
+PIXELS = "pixels"
+"""Decoded image as uint8 bytes, row-major RGB; null for a bad image. Lives between decode and predict only."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadChunks:
+    """First stage. Reads: id (place in the list of pending chunks). Adds: the rows of the chunk, see tables.reading."""
+
+    run: str
+    input: str
+    pending: Any
+    """Object reference of the list of ChunkRef: shipped once, not with every task."""
+    columns: Columns
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Rows of the one chunk that the block names."""
+        chunks: Sequence[ChunkRef] = ray.get(self.pending) if isinstance(self.pending, ray.ObjectRef) else self.pending
+        (place,) = table["id"].to_pylist()
+        chunk = chunks[place]
+        return label_chunk(read_rows(self.input, read_chunk(self.run, chunk), self.columns), chunk.chunk_id, chunk.plan)
+
+
+@dataclass(frozen=True, slots=True)
+class DecodeImages:
+    """Every image as pixels, or the reason why not.
+
+    Reads: image, source_error, source_message. Adds: pixels, height, width, status, error, flags. Drops: those read.
+    """
+
+    max_pixels: int
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """The stage."""
+        rows = [
+            self._decode(*(value.as_py() for value in cells))
+            for cells in zip(table[IMAGE], table[SOURCE_ERROR], table[SOURCE_MESSAGE], strict=True)
+        ]
+        pixels, status, error, flags = zip(*rows, strict=True)
+        added = {
+            PIXELS: pa.array([None if p is None else p.tobytes() for p in pixels], pa.large_binary()),
+            HEIGHT: pa.array([None if p is None else p.shape[0] for p in pixels], pa.int32()),
+            WIDTH: pa.array([None if p is None else p.shape[1] for p in pixels], pa.int32()),
+            STATUS: pa.array(status, pa.string()),
+            ERROR: pa.array(error, pa.string()),
+            FLAGS: pa.array(flags, pa.list_(pa.string())),
+        }
+        return replace_columns(table, added, drop=[IMAGE, SOURCE_ERROR, SOURCE_MESSAGE])
+
+    def _decode(
+        self, data: bytes | None, source_error: str | None, message: str | None
+    ) -> tuple[np.ndarray | None, str, str | None, list[str]]:
+        if source_error is not None:
+            return None, source_error, trim_error(message or source_error), []
+        try:
+            decoded = decode_image(data, self.max_pixels)
+        except ImageError as error:
+            return None, error.status, trim_error(str(error)), []
+        return decoded.pixels, OK, None, list(decoded.flags)
+
+
+@dataclass(frozen=True, slots=True)
+class CommitChunks:
+    """Last stage. Reads: the finished rows of one chunk. Puts them into storage, once. Leaves: one receipt row."""
+
+    run: Run
+    labels: LabelSet
+    model_digest: str
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """Encode the masks, commit the chunk."""
+        receipt = commit_chunk(self.run, finish_rows(table, self.labels, self.model_digest, self.run.run_id))
+        return pa.table({"receipt": [json.dumps(asdict(receipt))]})
+
+
+def read_receipts(table: pa.Table) -> list[Receipt]:
+    """What `CommitChunks` left, on the driver."""
+    return [Receipt(**json.loads(text)) for text in table["receipt"].to_pylist()]
+
+
+def finish_rows(table: pa.Table, labels: LabelSet, model_digest: str, run_id: str) -> pa.Table:
+    """Rows with raw masks -> rows as the result schema has them, the chunk's working columns kept in front."""
+    height, width = table[HEIGHT].to_pylist(), table[WIDTH].to_pylist()
+    masks = [
+        None if cell.as_py() is None else {"bytes": _encode(cell, h, w), "path": _mask_name(path, row)}
+        for cell, h, w, path, row in zip(
+            table[MASK], height, width, table[PATH].to_pylist(), table[ROW].to_pylist(), strict=True
+        )
+    ]
+    added = {
+        MASK: pa.array(masks, MASK_TYPE),
+        MODEL_DIGEST: pa.array([model_digest] * len(table), pa.string()),
+        RUN_ID: pa.array([run_id] * len(table), pa.string()),
+    }
+    return replace_columns(table, added)
+
+
+def _encode(cell: pa.Scalar, height: int, width: int) -> bytes:
+    return encode_mask(np.frombuffer(cell.as_buffer(), np.uint8).reshape(height, width))
+
+
+def _mask_name(path: str, row: int) -> str:
+    """What a viewer may call the mask: a name in the image's place, never a path that leaves it."""
+    stem = path.rpartition("/")[2].rpartition(".")[0] or path.rpartition("/")[2]
+    return f"{stem}.png" if not path.endswith(".parquet") else f"{stem}-{row}.png"
+
+
+def replace_columns(table: pa.Table, columns: Mapping[str, Any], drop: Sequence[str] = ()) -> pa.Table:
+    """`table` without the columns in `drop`, with `columns` added, over those of the same name."""
+    names = [name for name in table.column_names if name not in drop and name not in columns]
+    kept = {name: table[name] for name in names}
+    types = {name: table[name].type for name in columns if name in table.column_names}
+    added = {
+        name: value if isinstance(value, pa.Array | pa.ChunkedArray) else pa.array(value, types[name])
+        for name, value in columns.items()
+    }
+    return pa.table(kept | added)

@@ -1,0 +1,54 @@
+"""Weights as bytes: the safetensors format, named by the variables' paths. No pickle, no code."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import safetensors
+import safetensors.numpy
+from keras import ops
+
+from fcn_ray.errors import BundleError
+
+
+def dump_weights(model: keras.Model) -> bytes:
+    """The weights of `model`; states of random generators are no weights. BundleError when one is not finite."""
+    arrays = {weight.path: ops.convert_to_numpy(weight) for weight in model.weights}
+    for name, array in arrays.items():
+        if not np.isfinite(array).all():
+            raise BundleError(f"weight {name} is not finite: the network has diverged; save an earlier checkpoint")
+    return bytes(safetensors.numpy.save(arrays))
+
+
+def assign_weights(model: keras.Model, data: bytes, where: str) -> None:
+    """Set all weights of `model` from `data`, which came from `where`.
+
+    Raises BundleError, and sets nothing, unless `data` holds finite float32 arrays of exactly the names and shapes of
+    the weights.
+    """
+    try:
+        arrays: dict[str, np.ndarray] = safetensors.numpy.load(data)
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise BundleError(
+            f"{where} is not a safetensors file of NumPy types ({error}); get the bundle again"
+        ) from error
+    weights = {weight.path: weight for weight in model.weights}
+    if arrays.keys() != weights.keys():
+        missing, unknown = sorted(weights.keys() - arrays.keys()), sorted(arrays.keys() - weights.keys())
+        raise BundleError(
+            f"{where} does not fit the network of its spec: missing {missing[:5]}, unknown {unknown[:5]}; "
+            "get the bundle again, or use the fcn_ray that wrote it"
+        )
+    for name, array in arrays.items():
+        _check_array(array, tuple(weights[name].shape), f"{where}: {name}")
+    for name, array in arrays.items():
+        weights[name].assign(array)
+
+
+def _check_array(array: np.ndarray, shape: tuple[int, ...], where: str) -> None:
+    if array.shape != shape or array.dtype != np.float32:
+        raise BundleError(
+            f"{where} is {array.dtype} {array.shape}, the spec needs float32 {shape}; get the bundle again"
+        )
+    if not np.isfinite(array).all():
+        raise BundleError(f"{where} holds NaN or infinite values; use the bundle of another checkpoint")

@@ -1,0 +1,248 @@
+"""The audit: proves from what is stored that a run keeps its promises. Shares no code with the writer (DESIGN 5).
+
+Checked: the run folder's fingerprint; each plan and each chunk's id, computed again; no input version in two chunks;
+one whole mask file for each chunk and none outside the plan; every row's key, origin, status and mask; sizes and digests
+as in the manifests; `_SUCCESS`. Reading verifies the checksum of every page.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from fcn_ray import storage
+from fcn_ray.errors import ConfigError, StorageError
+from fcn_ray.tables.audit_manifests import check_manifests, check_success
+from fcn_ray.tables.audit_plans import PlanRow, check_coverage, check_plan, plan_file, read_chunks
+from fcn_ray.tables.audit_rows import Expected, Seen, check_mask_file
+
+MAX_FINDINGS = 100
+"""Most findings that are kept; all are counted."""
+
+_NAMES = {
+    "plans": re.compile(r"plans/(\d{6,})\.parquet"),
+    "masks": re.compile(r"masks/([0-9a-f]{32})\.parquet"),
+    "manifests": re.compile(r"manifests/(\d{6,})\.json"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """A broken promise: its kind, the file, and what was found and expected."""
+
+    kind: str
+    where: str
+    message: str
+
+
+@dataclass(slots=True)
+class AuditReport:
+    """What an audit saw: mask files that are there and checked, of all planned chunks, and their images by status.
+
+    `findings` are broken promises (the first 100 of `n_findings`); `unfinished` says which runs are not at their end,
+    which is no fault; `leftovers` counts temporary files of killed writers, which are harmless.
+    """
+
+    output: str
+    runs: int = 0
+    chunks: int = 0
+    checked: int = 0
+    statuses: Counter[str] = field(default_factory=Counter)
+    findings: list[Finding] = field(default_factory=list)
+    n_findings: int = 0
+    unfinished: list[str] = field(default_factory=list)
+    leftovers: int = 0
+
+    @property
+    def incomplete(self) -> bool:
+        """Work is left to do: the job's own command goes on with it."""
+        return bool(self.unfinished)
+
+    @property
+    def ok(self) -> bool:
+        """Everything is there and right."""
+        return not self.n_findings and not self.incomplete
+
+    def note(self, kind: str, where: str, message: str) -> None:
+        """Add a finding."""
+        self.n_findings += 1
+        if len(self.findings) < MAX_FINDINGS:
+            self.findings.append(Finding(kind, where, message))
+
+    def lines(self) -> Iterator[str]:
+        """The report as lines of text."""
+        counts = ", ".join(f"{count} {status}" for status, count in self.statuses.most_common()) or "no images"
+        yield f"audit of {self.output}: {self.runs} runs, {self.checked} of {self.chunks} chunks there, {counts}"
+        yield from (f"BROKEN {found.kind}: {found.where}: {found.message}" for found in self.findings)
+        if self.n_findings > len(self.findings):
+            yield f"... and {self.n_findings - len(self.findings)} more"
+        yield from (f"incomplete: {text}" for text in self.unfinished)
+        if self.leftovers:
+            yield f"{self.leftovers} temporary files of killed writers (.tmp-*): harmless, may be deleted"
+        if self.ok:
+            yield "ok: every image of the plan has exactly one whole, unchanged result row"
+
+
+def audit(output: str) -> AuditReport:
+    """Check every run in a folder that `fcn-ray segment` wrote. Memory: one mask file, and 50 bytes for each chunk.
+
+    Raises ConfigError when there is no run, StorageError when storage cannot be read; whatever is wrong with what is
+    stored is a finding.
+    """
+    report = AuditReport(output)
+    names = [name for name in storage.list_folders(output) if name.startswith("run=")]
+    for name in names:
+        uri = storage.join(output, name)
+        if next(storage.list_files(uri), None) is not None:  # else a writer was killed before its first file
+            report.runs += 1
+            _RunAudit(report, uri, name.removeprefix("run=")).check()
+    if not report.runs:
+        raise ConfigError(f"{output} holds no run to audit; expected the output folder of `fcn-ray segment`")
+    return report
+
+
+class _RunAudit:
+    """The audit of one run folder."""
+
+    def __init__(self, report: AuditReport, uri: str, run_id: str) -> None:
+        self.report, self.uri, self.run_id = report, uri, run_id
+        self.classes: int | None = None
+        self.ignore_id: int | None = None
+        self.model_digest: str | None = None
+        self.plans: list[int] = []
+        self.manifests: list[int] = []
+        self.published: dict[str, dict[str, Any]] = {}
+
+    def check(self) -> None:
+        self._check_run_file()
+        stored = self._list()
+        intact = self._check_plans()
+        newest = max(self.manifests, default=None)
+        for name, (kind, message) in check_manifests(self.uri, self.run_id, self.manifests, self.published):
+            self._note(kind, name, message)
+        pending = sum(self._check_plan_objects(number, newest) for number in intact)
+        if intact == self.plans:  # else every chunk of a damaged plan would be a stray
+            self._check_strays(stored)
+        self._check_end(pending, newest)
+
+    def _note(self, kind: str, name: str, message: str) -> None:
+        self.report.note(kind, storage.join(self.uri, name), message)
+
+    def _check_run_file(self) -> None:
+        try:
+            found = json.loads(storage.read_bytes(storage.join(self.uri, "run.json")))
+            parts = {key: found[key] for key in ("identity", "labels", "schema_version")}
+            text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+            self.classes, self.ignore_id = len(found["labels"]["names"]), int(found["labels"]["ignore_id"])
+        except (StorageError, ValueError, KeyError, TypeError) as error:
+            self._note("run", "run.json", f"cannot be understood: {error!r}")
+            return
+        computed = hashlib.sha256(text.encode()).hexdigest()[:16]
+        if {self.run_id, found.get("run")} != {computed}:
+            self._note("run", "run.json", f"says run {found.get('run')!r}, its identity gives {computed!r}")
+
+    def _list(self) -> npt.NDArray[np.bytes_]:
+        """Sort the names in the folder; ids of the mask files."""
+
+        def count_leftover(path: str) -> None:
+            self.report.leftovers += path.rpartition("/")[2].startswith(".tmp-")
+
+        def mask_ids() -> Iterator[str]:
+            for entry in storage.list_files(self.uri, count_leftover):
+                folder, slash, _ = entry.path.partition("/")
+                if not slash or folder not in _NAMES:
+                    continue
+                match = _NAMES[folder].fullmatch(entry.path)
+                if match is None:
+                    self._note("name", entry.path, "is none of ours")
+                elif folder == "masks":
+                    yield match[1]
+                else:
+                    (self.plans if folder == "plans" else self.manifests).append(int(match[1]))
+
+        ids = np.fromiter(mask_ids(), dtype="S32")
+        self.plans.sort()
+        self.manifests.sort()
+        return ids
+
+    def _check_plans(self) -> list[int]:
+        """Numbers of the plans that are as they should be."""
+        missing = sorted(set(range(1, max(self.plans, default=0) + 1)) - set(self.plans))
+        if missing:
+            self._note("plan", "plans", f"plans {missing} are missing")
+        intact = []
+        for number in self.plans:
+            before = self.report.n_findings
+            for kind, message in check_plan(self.uri, number):
+                self.report.note(kind, plan_file(self.uri, number), message)
+            intact += [number] if self.report.n_findings == before else []
+        for kind, message in check_coverage(self.uri, intact):
+            self._note(kind, "plans", message)
+        return intact
+
+    def _check_plan_objects(self, number: int, newest_manifest: int | None) -> int:
+        """Check the mask file of every chunk of a plan; how many are not there yet."""
+        pending = 0
+        finished = newest_manifest is not None and number <= newest_manifest
+        for chunk_id, rows in read_chunks(self.uri, number):
+            self.report.chunks += 1
+            name = f"masks/{chunk_id}.parquet"
+            if storage.is_file(storage.join(self.uri, name)):
+                self._check_object(name, number, chunk_id, rows, finished)
+            elif finished:
+                self._note("missing", name, f"is gone, though plan {number} was finished")
+            else:
+                pending += 1
+        return pending
+
+    def _check_object(self, name: str, number: int, chunk_id: str, rows: list[PlanRow], finished: bool) -> None:
+        self.report.checked += 1
+        data = storage.read_bytes(storage.join(self.uri, name))
+        keys = [(row.path, index) for row in rows for index in range(row.first_row, row.first_row + row.n_rows)]
+        expected = Expected(self.run_id, chunk_id, number, keys, self.classes, self.ignore_id, self.model_digest)
+        seen = Seen()
+        for kind, message in check_mask_file(data, expected, seen):
+            self._note(kind, name, message)
+        self.report.statuses.update(seen.statuses)
+        self.model_digest = self.model_digest or seen.model_digest
+        found = {
+            "name": name,
+            "size": len(data),
+            "sha256": hashlib.sha256(data).hexdigest(),
+            "rows": seen.statuses.total(),
+            "statuses": dict(seen.statuses),
+        }
+        if finished and self.published.get(name) != found:
+            self._note("digest", name, f"is {found}, in the manifest {self.published.get(name)}")
+
+    def _check_strays(self, stored: npt.NDArray[np.bytes_]) -> None:
+        """No mask file, and nothing in the newest manifest, is outside the plan; no chunk is planned twice."""
+        ids = (chunk_id for number in self.plans for chunk_id, _ in read_chunks(self.uri, number))
+        planned, counts = np.unique(np.fromiter(ids, dtype="S32"), return_counts=True)
+        for chunk_id in planned[counts > 1].tolist():
+            self._note("twice", "plans", f"chunk {chunk_id.decode()} is planned more than once")
+        for chunk_id in np.setdiff1d(stored, planned, assume_unique=True).tolist():
+            self._note("stray", f"masks/{chunk_id.decode()}.parquet", "is in no plan")
+        listed = np.array([name[6:38] for name in self.published], dtype="S32")
+        for chunk_id in np.setdiff1d(listed, planned).tolist():
+            self._note("stray", "manifests", f"the newest lists chunk {chunk_id.decode()}, which is in no plan")
+
+    def _check_end(self, pending: int, newest: int | None) -> None:
+        name = f"run={self.run_id}"
+        for kind, message in check_success(self.uri, newest):
+            if kind == "unfinished":
+                self.report.unfinished.append(f"{name}: {message}")
+            else:
+                self._note(kind, "_SUCCESS", message)
+        if pending:
+            self.report.unfinished.append(f"{name}: {pending} chunks are pending")
+        elif newest is None or newest < max(self.plans, default=0):
+            self.report.unfinished.append(f"{name}: plan {max(self.plans, default=0)} has no manifest yet")

@@ -1,0 +1,98 @@
+"""The audit of a run's manifests: does each add up, and keep what the one before it published.
+
+Shares no code with the writer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from fcn_ray import storage
+from fcn_ray.errors import StorageError
+
+Problem = tuple[str, str]
+"""Kind of finding, and what was found and expected."""
+
+_OBJECT = re.compile(r"masks/[0-9a-f]{32}\.parquet")
+
+
+def manifest_name(number: int) -> str:
+    """Name of a manifest below its run."""
+    return f"manifests/{number:06}.json"
+
+
+def check_manifests(
+    run_uri: str, run_id: str, numbers: Iterable[int], published: dict[str, dict[str, Any]]
+) -> Iterator[tuple[str, Problem]]:
+    """(name, problem) for all that is wrong with the manifests; `published` gets the newest one's objects by name."""
+    for number in numbers:
+        name = manifest_name(number)
+        try:
+            found = json.loads(storage.read_bytes(storage.join(run_uri, name)))
+            objects = {item["name"]: item for item in found["objects"]}
+            problems = [*_check_totals(found, objects, run_id, number), *_check_kept(objects, published)]
+        except (ValueError, KeyError, TypeError) as error:
+            yield name, ("manifest", f"cannot be understood: {error!r}")
+            continue
+        yield from ((name, problem) for problem in problems)
+        published.clear()
+        published.update(objects)
+
+
+def check_success(run_uri: str, newest: int | None) -> Iterator[Problem]:
+    """What is wrong with `_SUCCESS`; that it is missing, or names an earlier manifest, is no fault but unfinished."""
+    try:
+        data = storage.read_bytes(storage.join(run_uri, "_SUCCESS"))
+    except StorageError:
+        if newest is not None:
+            yield "unfinished", "_SUCCESS is missing"
+        return
+    try:
+        found = json.loads(data)
+        named, expected = str(found["manifest"]), str(found["sha256"])
+        manifest = storage.read_bytes(storage.join(run_uri, named))
+    except (ValueError, KeyError, TypeError, StorageError) as error:
+        yield "success", f"names no manifest: {error!r}"
+        return
+    computed = hashlib.sha256(manifest).hexdigest()
+    if computed != expected:
+        yield "success", f"says that {named} has sha256 {expected}, found {computed}"
+    elif newest is not None and named != manifest_name(newest):
+        yield "unfinished", f"_SUCCESS names {named}, not {manifest_name(newest)}"
+
+
+def _check_totals(
+    found: dict[str, Any], objects: dict[str, dict[str, Any]], run_id: str, number: int
+) -> Iterator[Problem]:
+    names = [item["name"] for item in found["objects"]]
+    if names != sorted(objects):
+        yield "manifest", "its objects are not sorted, or not all different"
+    strange = [name for name in names if not _OBJECT.fullmatch(name)]
+    if strange:
+        yield "manifest", f"it names {strange[:3]}, expected masks/<chunk id>.parquet"
+    statuses: Counter[str] = Counter()
+    for item in objects.values():
+        statuses.update(item["statuses"])
+        if sum(item["statuses"].values()) != item["rows"]:
+            yield "manifest", f"{item['name']} has {item['rows']} rows, by status {item['statuses']}"
+    expected = {
+        "run": run_id,
+        "plan": number,
+        "chunks": len(objects),
+        "rows": statuses.total(),
+        "statuses": dict(statuses),
+    }
+    wrong = {key: found.get(key) for key, value in expected.items() if found.get(key) != value}
+    if wrong:
+        yield "manifest", f"says {wrong}, expected { ({key: expected[key] for key in wrong}) }"
+
+
+def _check_kept(objects: dict[str, dict[str, Any]], published: dict[str, dict[str, Any]]) -> Iterator[Problem]:
+    for name, item in published.items():
+        if objects.get(name) != item:
+            yield "manifest", f"{name} is {objects.get(name)}, but the manifest before has {item}"

@@ -1,0 +1,116 @@
+"""The audit of a run's plan log: is every chunk's id right, and every input version in one plan, each row in one chunk.
+
+Shares no code with the writer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import json
+from collections.abc import Iterable, Iterator
+from itertools import groupby
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fcn_ray import storage
+
+Problem = tuple[str, str]
+"""Kind of finding, and what was found and expected."""
+
+
+class PlanRow(NamedTuple):
+    """One row of a plan file, and the number of the plan."""
+
+    path: str
+    version: str
+    first_row: int
+    n_rows: int
+    kind: str
+    chunk_id: str
+    plan: int
+
+
+def plan_file(run_uri: str, number: int) -> str:
+    """Where a plan is."""
+    return storage.join(run_uri, f"plans/{number:06}.parquet")
+
+
+def read_chunks(run_uri: str, number: int) -> Iterator[tuple[str, list[PlanRow]]]:
+    """Each chunk of a plan with its rows, in order."""
+    for chunk_id, rows in groupby(_read_rows(run_uri, number), key=lambda row: row.chunk_id):
+        yield chunk_id, list(rows)
+
+
+def check_plan(run_uri: str, number: int) -> Iterator[Problem]:
+    """Everything that is wrong with one plan by itself."""
+    chunks = images = 0
+    try:
+        marks = _marks(run_uri, number)
+        for chunk_id, rows in read_chunks(run_uri, number):
+            chunks += 1
+            images += sum(row.n_rows for row in rows)
+            yield from _check_chunk(chunk_id, rows)
+    except (pa.ArrowException, OSError, ValueError, KeyError) as error:
+        yield "plan", f"cannot be read: {error!r}"
+        return
+    found = (marks.get(b"fcn_ray.chunks", b""), marks.get(b"fcn_ray.rows", b""))
+    if found != (str(chunks).encode(), str(images).encode()):
+        yield "plan", f"says it has {found} chunks and images, found {chunks} and {images}"
+
+
+def check_coverage(run_uri: str, numbers: Iterable[int]) -> Iterator[Problem]:
+    """Input versions in more than one plan, and rows in no chunk or in two; a merge of the sorted plans."""
+    streams = [_read_rows(run_uri, number) for number in numbers]
+    merged = heapq.merge(*streams, key=lambda row: row.path)
+    previous = ""
+    for path, found in groupby(merged, key=lambda row: row.path):
+        if path <= previous:
+            yield "plan", f"plans are not sorted: {path!r} after {previous!r}"
+        previous = path
+        rows = sorted(found)
+        for version, same in groupby(rows, key=lambda row: row.version):
+            yield from _check_version(path, version, list(same))
+
+
+def _check_chunk(chunk_id: str, rows: list[PlanRow]) -> Iterator[Problem]:
+    identity = [[row.path, row.version, row.kind, row.first_row, row.n_rows] for row in rows]
+    text = json.dumps(identity, separators=(",", ":"))
+    computed = hashlib.sha256(text.encode()).hexdigest()[:32]
+    if computed != chunk_id:
+        yield "chunk_id", f"chunk {chunk_id} of {rows[0].path!r} has an id that should be {computed}"
+
+
+def _check_version(path: str, version: str, rows: list[PlanRow]) -> Iterator[Problem]:
+    plans = sorted({row.plan for row in rows})
+    if len(plans) > 1:
+        yield "twice", f"{path!r} (version {version}) is in plans {plans}, expected one"
+    next_row = 0
+    for row in rows:
+        if row.first_row != next_row or row.n_rows < 1:
+            yield "twice", f"{path!r} (version {version}): rows from {row.first_row} on, expected from {next_row} on"
+            return
+        next_row += row.n_rows
+    if rows[0].kind == "image" and next_row != 1:
+        yield "twice", f"{path!r} (version {version}) is one image, found {next_row} rows"
+
+
+def _marks(run_uri: str, number: int) -> dict[bytes, bytes]:
+    with storage.open_file(plan_file(run_uri, number)) as file:
+        return pq.read_metadata(file).metadata or {}
+
+
+def _read_rows(run_uri: str, number: int) -> Iterator[PlanRow]:
+    """Rows of a plan, a row group at a time; the file is opened for each, so that many plans can be merged."""
+    columns = [name for name in PlanRow._fields if name != "plan"]
+    group, count = 0, 1
+    while group < count:
+        with storage.open_file(plan_file(run_uri, number)) as file:
+            parquet = pq.ParquetFile(file, page_checksum_verification=True)
+            count = parquet.num_row_groups
+            table = parquet.read_row_group(group, columns=columns).select(columns)
+        for batch in table.to_batches(1000):
+            yield from (PlanRow(**row, plan=number) for row in batch.to_pylist())
+        group += 1

@@ -1,0 +1,79 @@
+"""Commit: a chunk's rows become one object, put once, if absent; the object is the commit (DESIGN 5).
+
+The first writer wins. "Already there" is success once the object is seen to be the same run's with the same rows, so
+retries, zombies and two drivers at once are harmless.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fcn_ray import storage
+from fcn_ray.errors import AuditError, ForeignOutputError
+from fcn_ray.tables import schema
+from fcn_ray.tables.maskfile import CHUNK_KEY, ROWS_KEY, RUN_KEY, check_rows, check_whole, encode
+from fcn_ray.tables.runs import Run as Run
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What is stored for a chunk: images, bytes, sha256, images by status, and whether this call wrote it."""
+
+    chunk_id: str
+    n_rows: int
+    size: int
+    sha256: str
+    statuses: Mapping[str, int]
+    written: bool
+
+
+def commit_chunk(run: Run, table: pa.Table) -> Receipt:
+    """Put the result rows of one chunk, unless they are there.
+
+    `table` has the columns of `schema.result_schema`, and `chunk_id`, `chunk_row`, `chunk_rows` of
+    `reading.label_chunk`; all others are carried over. Raises IncompleteError, and puts nothing, unless it is exactly
+    one whole chunk in order with a mask or an error in each row; AuditError or ForeignOutputError when what is there is
+    not the same chunk of the same run.
+    """
+    chunk_id = check_whole(table)
+    check_rows(run, table, chunk_id)
+    data, uri = encode(run, chunk_id, table), _mask_uri(run, chunk_id)
+    if storage.put_if_absent(uri, data):
+        return _receipt(chunk_id, data, table[schema.STATUS], written=True)
+    there = read_receipt(run, chunk_id)
+    if there.n_rows != table.num_rows:
+        raise AuditError(f"{uri} holds {there.n_rows} rows, expected {table.num_rows}; run `fcn-ray audit`")
+    return there
+
+
+def read_receipt(run: Run, chunk_id: str) -> Receipt:
+    """What is stored for a chunk, from its object. Raises ForeignOutputError or AuditError unless it is a whole one."""
+    uri = _mask_uri(run, chunk_id)
+    data = storage.read_bytes(uri)
+    try:
+        parquet = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
+        metadata = parquet.metadata.metadata or {}
+        status = parquet.read([schema.STATUS])[schema.STATUS]
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise AuditError(f"{uri} is damaged: {error}; run `fcn-ray audit`") from error
+    owner = metadata.get(RUN_KEY, b"nobody").decode(errors="replace")
+    if owner != run.run_id:
+        raise ForeignOutputError(f"{uri} is of run {owner}, expected {run.run_id}; choose another output folder")
+    if metadata.get(CHUNK_KEY) != chunk_id.encode() or metadata.get(ROWS_KEY) != str(len(status)).encode():
+        raise AuditError(f"{uri} is not the whole chunk that its name says; run `fcn-ray audit`")
+    return _receipt(chunk_id, data, status, written=False)
+
+
+def _mask_uri(run: Run, chunk_id: str) -> str:
+    return storage.join(run.uri, "masks", f"{chunk_id}.parquet")
+
+
+def _receipt(chunk_id: str, data: bytes, status: pa.ChunkedArray, *, written: bool) -> Receipt:
+    statuses = dict(sorted(Counter(status.to_pylist()).items()))
+    return Receipt(chunk_id, len(status), len(data), storage.digest(data), statuses, written)

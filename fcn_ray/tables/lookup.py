@@ -1,0 +1,205 @@
+"""Labels in order, and the mask that belongs to each: what an evaluation reads.
+
+Both are found by key, relative to their root: `<path>#<row>` for a row of a table, the path without image suffixes for
+a file. So labels that are laid out as the images were meet the masks of those images. Memory holds the keys of all
+masks and a few row groups, never more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from fcn_ray import storage
+from fcn_ray.errors import ConfigError, DataError, SchemaError
+from fcn_ray.labels import LabelSet
+from fcn_ray.tables import schema
+from fcn_ray.tables.sources import IMAGE_SUFFIXES, TABLE_SUFFIX
+
+_BATCH_ROWS = 64
+"""Labels that are read at a time."""
+
+_CACHED_GROUPS = 4
+"""Row groups of masks that are kept: the rows of a chunk are asked for one after the other."""
+
+
+class StoredLabel(NamedTuple):
+    """One encoded label: its key, where it is (for messages), its bytes."""
+
+    key: str
+    where: str
+    data: bytes
+
+
+def stream_labels(uri: str, column: str) -> Iterator[StoredLabel]:
+    """Labels of a Parquet file, or of a folder of Parquet and id image files, by path. Null cells are no labels."""
+    for path, file in _files(uri):
+        if path.endswith(TABLE_SUFFIX):
+            yield from _table_labels(path, file, column)
+        elif path != _stem(path):
+            yield StoredLabel(_stem(path), file, storage.read_bytes(file))
+
+
+def stored_label_set(uri: str) -> LabelSet | None:
+    """The first label set in the metadata of the Parquet files at `uri`."""
+    for path, file in _files(uri):
+        if path.endswith(TABLE_SUFFIX):
+            with _open_table(file) as table:
+                if labels := LabelSet.from_metadata(table.schema_arrow.metadata):
+                    return labels
+    return None
+
+
+def _table_labels(path: str, uri: str, column: str) -> Iterator[StoredLabel]:
+    row = 0
+    with _open_table(uri) as table:
+        if column not in table.schema_arrow.names:
+            raise SchemaError(f"{uri} has no column {column!r}, found {table.schema_arrow.names}; name the right one")
+        for batch in table.iter_batches(_BATCH_ROWS, columns=[column]):
+            for data in _encoded(batch.column(0), f"{uri}: column {column!r}"):
+                if data is not None:
+                    yield StoredLabel(f"{path}#{row}", f"{uri} row {row}", data)
+                row += 1
+
+
+class _Place(NamedTuple):
+    """Where a mask is: row `row` of row group `group` of `file`, or the whole file (group -1). `path` is its image."""
+
+    file: str
+    group: int
+    row: int
+    path: str
+    plan: int
+    status: str
+
+
+_WHOLE_FILE = -1
+
+ReadGroup = Callable[[str, int], list[bytes | None]]
+
+
+@dataclass(slots=True)
+class MaskIndex:
+    """Where the mask of each key is; `labels` is the meaning of its ids, when that is stored beside the masks."""
+
+    uri: str
+    labels: LabelSet | None = None
+    _places: dict[str, _Place] = field(default_factory=dict)
+    _twins: dict[str, str] = field(default_factory=dict)
+    """Key -> path of a second image with that key (a.jpg and a.png)."""
+    _read_group: ReadGroup = field(default_factory=lambda: lru_cache(_CACHED_GROUPS)(_read_masks))
+
+    @classmethod
+    def open(cls, uri: str) -> MaskIndex:
+        """Masks of the output of segment, of one run in it, or of a folder of id images.
+
+        Raises ConfigError when there are none, or several runs to choose from.
+        """
+        run = _find_run(uri)
+        index = cls(uri, stored_label_set(run) if run else None)
+        for path, file in _files(run or uri):
+            if run and path.endswith(TABLE_SUFFIX):
+                index._add_table(file)
+            elif not run and path != _stem(path):
+                index._add(_stem(path), _Place(file, _WHOLE_FILE, 0, path, 0, schema.OK))
+        if not index._places:
+            raise ConfigError(f"{uri} holds no masks; expected the output folder of segment, or a folder of id PNGs")
+        return index
+
+    def take(self, label: StoredLabel) -> bytes:
+        """The encoded mask for a label, which then counts as taken. Raises DataError when there is none."""
+        place = self._places.pop(label.key, None)
+        if place is None:
+            raise DataError(
+                f"{label.where}: {self.uri} has no mask for {label.key!r}; "
+                "segment the images of these labels, in the same folders and files, or give the labels of those images"
+            )
+        if label.key in self._twins:
+            raise DataError(f"{label.where}: {place.path} and {self._twins[label.key]} share this label; rename one")
+        if place.status != schema.OK:
+            raise DataError(
+                f"{label.where}: its image {label.key!r} has the status {place.status!r} and no mask; "
+                "mend the image and segment again, or leave its label out"
+            )
+        if place.group == _WHOLE_FILE:
+            return storage.read_bytes(place.file)
+        data = self._read_group(place.file, place.group)[place.row]
+        if data is None:
+            raise DataError(f"{place.file}: the mask of {label.key!r} is missing though its row is ok; run the audit")
+        return data
+
+    def count_left(self) -> int:
+        """Masks that were not taken."""
+        return sum(place.status == schema.OK for place in self._places.values())
+
+    def _add_table(self, uri: str) -> None:
+        columns = [schema.PATH, schema.ROW, schema.PLAN, schema.STATUS]
+        with _open_table(uri) as table:
+            for group in range(table.num_row_groups):
+                for row, cells in enumerate(table.read_row_group(group, columns).select(columns).to_pylist()):
+                    path, number, plan, status = cells.values()
+                    key = f"{path}#{number}" if path.endswith(TABLE_SUFFIX) else _stem(path)
+                    self._add(key, _Place(uri, group, row, path, plan, status))
+
+    def _add(self, key: str, place: _Place) -> None:
+        known = self._places.get(key)
+        if known is not None and known.path != place.path:
+            self._twins[key] = place.path
+        elif known is None or known.plan < place.plan:  # the row of a changed image supersedes the older one
+            self._places[key] = place
+
+
+def _find_run(uri: str) -> str | None:
+    """The `masks` folder of the only run in `uri`, or of the run `uri`; None when that is another kind of folder."""
+    runs = [name for name in storage.list_folders(uri) if name.startswith("run=")]
+    if len(runs) > 1:
+        raise ConfigError(f"{uri} holds {len(runs)} runs, which may differ; name one: {', '.join(runs)}")
+    masks = storage.join(uri, *runs, "masks")
+    return masks if any(path.endswith(TABLE_SUFFIX) for path, _ in _files(masks)) else None
+
+
+def _read_masks(uri: str, group: int) -> list[bytes | None]:
+    with _open_table(uri) as table:
+        return _encoded(table.read_row_group(group, [schema.MASK])[schema.MASK], uri)
+
+
+def _encoded(column: pa.Array | pa.ChunkedArray, where: str) -> list[bytes | None]:
+    """Bytes of a binary or image struct column."""
+    if schema.is_image_struct(column.type):
+        column = pc.struct_field(column, "bytes")
+    if not schema.is_binary(column.type):
+        raise SchemaError(f"{where} has type {column.type}; expected encoded masks, binary or struct<bytes, path>")
+    cells: list[bytes | None] = column.to_pylist()
+    return cells
+
+
+@contextmanager
+def _open_table(uri: str) -> Iterator[pq.ParquetFile]:
+    with storage.open_file(uri) as file:
+        try:
+            yield pq.ParquetFile(file, page_checksum_verification=True)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{uri} cannot be read as Parquet: {error}") from error
+
+
+def _files(uri: str) -> Iterator[tuple[str, str]]:
+    """(path below `uri`, URI) of every file of a folder, or of the one file, whose path is its name."""
+    if storage.is_file(uri):
+        yield storage.stat(uri).path, uri
+        return
+    for entry in storage.list_files(uri):
+        yield entry.path, storage.join(uri, entry.path)
+
+
+def _stem(path: str) -> str:
+    """`path` without image suffixes, so that a.jpg, its label a.png and its mirrored mask a.jpg.png meet."""
+    while path.lower().endswith(IMAGE_SUFFIXES):
+        path = path.rpartition(".")[0]
+    return path

@@ -1,0 +1,120 @@
+"""The end of a run: a manifest of its objects with their digests, and `_SUCCESS`, which names the newest manifest."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from fcn_ray import storage
+from fcn_ray.errors import AuditError, IncompleteError, StorageError
+from fcn_ray.tables.commit import Receipt, read_receipt
+from fcn_ray.tables.plan import PlanLog, count_chunks
+from fcn_ray.tables.planfile import read_refs
+from fcn_ray.tables.runs import Run
+from fcn_ray.tables.schema import OK
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """A finished run up to a plan: where its manifest is and its sha256, chunks, images, images by status."""
+
+    uri: str
+    sha256: str
+    plan: int
+    chunks: int
+    rows: int
+    statuses: Mapping[str, int]
+
+    @property
+    def bad_rows(self) -> int:
+        """Images without a mask."""
+        return self.rows - self.statuses.get(OK, 0)
+
+
+def finish(run: Run, log: PlanLog, receipts: Iterable[Receipt] = ()) -> Manifest:
+    """Write the manifest of a run that has no chunk pending, then `_SUCCESS`, which names it.
+
+    Objects that neither an earlier manifest nor `receipts` (of this job's own commits) describe are read for their
+    digests. Raises IncompleteError while chunks are pending, AuditError when the stored manifest says something else.
+    """
+    totals = count_chunks(log)
+    if totals.done_chunks < totals.chunks:
+        pending = totals.chunks - totals.done_chunks
+        raise IncompleteError(f"{pending} of {totals.chunks} chunks are pending in {run.uri}; run the command again")
+    uri = _manifest_uri(run, log.newest)
+    if not storage.is_file(uri):
+        data = _manifest_json(run, log, _known_objects(run, log, receipts))
+        if not storage.put_if_absent(uri, data) and storage.read_bytes(uri) != data:
+            raise AuditError(f"{uri} does not describe the objects that are there; run `fcn-ray audit`")
+    manifest = _read_manifest(uri)
+    _announce(run, manifest)
+    return manifest
+
+
+def _manifest_uri(run: Run, plan: int) -> str:
+    return storage.join(run.uri, "manifests", f"{plan:06}.json")
+
+
+def _known_objects(run: Run, log: PlanLog, receipts: Iterable[Receipt]) -> dict[str, str]:
+    """Name -> manifest line of the objects that need not be read again."""
+    lines = dict(_line(receipt) for receipt in receipts)
+    for plan in range(log.newest - 1, -1, -1):
+        uri = _manifest_uri(run, plan)
+        if storage.is_file(uri):
+            earlier = json.loads(storage.read_bytes(uri))["objects"]
+            return lines | {item["name"]: json.dumps(item) for item in earlier}  # what is published stays as it is
+    return lines
+
+
+def _line(receipt: Receipt) -> tuple[str, str]:
+    name = f"masks/{receipt.chunk_id}.parquet"
+    item = {
+        "name": name,
+        "size": receipt.size,
+        "sha256": receipt.sha256,
+        "rows": receipt.n_rows,
+        "statuses": receipt.statuses,
+    }
+    return name, json.dumps(item)
+
+
+def _manifest_json(run: Run, log: PlanLog, known: dict[str, str]) -> bytes:
+    """A line for each object of the log, sorted by name; the same objects always give the same bytes."""
+    lines, statuses = [], Counter[str]()
+    for plan in range(1, log.newest + 1):
+        for refs in read_refs(run.uri, plan):
+            for ref in refs:
+                line = known.get(f"masks/{ref.chunk_id}.parquet") or _line(read_receipt(run, ref.chunk_id))[1]
+                statuses.update(json.loads(line)["statuses"])
+                lines.append(line)
+    totals = {"chunks": len(lines), "rows": statuses.total(), "statuses": dict(sorted(statuses.items()))}
+    head = json.dumps({"run": run.run_id, "plan": log.newest, **totals, "objects": []})
+    body = ",\n".join(sorted(lines))
+    return f"{head.removesuffix(']}')}\n{body}\n]}}\n".encode()
+
+
+def _read_manifest(uri: str) -> Manifest:
+    data = storage.read_bytes(uri)
+    try:
+        found = json.loads(data)
+        return Manifest(
+            uri, storage.digest(data), found["plan"], found["chunks"], found["rows"], dict(found["statuses"])
+        )
+    except (ValueError, KeyError, TypeError) as error:
+        raise AuditError(f"{uri} is damaged ({error!r}); run `fcn-ray audit`") from error
+
+
+def _announce(run: Run, manifest: Manifest) -> None:
+    """Point `_SUCCESS` at the manifest. It informs, and follows every later manifest, so it is replaced; never back."""
+    uri = storage.join(run.uri, "_SUCCESS")
+    try:
+        if json.loads(storage.read_bytes(uri))["plan"] > manifest.plan:
+            return
+    except (StorageError, ValueError, KeyError, TypeError):
+        pass  # there is none yet, or none that says anything
+    name = manifest.uri.removeprefix(f"{run.uri}/")
+    totals = {"chunks": manifest.chunks, "rows": manifest.rows, "statuses": manifest.statuses}
+    text = json.dumps({"manifest": name, "sha256": manifest.sha256, "plan": manifest.plan, **totals}, indent=1)
+    storage.replace(uri, f"{text}\n".encode())

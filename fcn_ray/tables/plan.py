@@ -1,0 +1,185 @@
+"""The plan log: which inputs make up which chunk, decided once (DESIGN 5).
+
+A plan covers exactly the input versions that no earlier plan of the run covers, and is put, if absent, under the next
+number. Whoever loses the race for a number starts over with the winner's plan. So every input version belongs to one
+chunk for ever, however many drivers start at once and however the input grows between runs.
+"""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+from itertools import chain, groupby
+
+import numpy as np
+import numpy.typing as npt
+
+from fcn_ray import storage
+from fcn_ray.config import ChunkConfig
+from fcn_ray.errors import SchemaError, StorageError
+from fcn_ray.tables import planfile
+from fcn_ray.tables.chunks import Chunk, cut_chunks
+from fcn_ray.tables.columns import Columns
+from fcn_ray.tables.planfile import ChunkRef as ChunkRef
+from fcn_ray.tables.planfile import PlanWriter, plan_uri
+from fcn_ray.tables.sources import Listing, Piece, Source, list_inputs, read_row_groups
+
+MAX_PLAN_PIECES = 1_000_000
+"""A plan with this many pieces is put, and the next begun: an input of any size is planned with flat memory."""
+
+_MASKS_NAME = re.compile(r"([0-9a-f]{32})\.parquet")
+
+Put = Callable[[str, bytes], bool]
+"""`storage.put_if_absent`, or a stand-in."""
+
+
+@dataclass(frozen=True, slots=True)
+class PlanLog:
+    """The plans of a run: the newest number (0 without), chunks and images in all, how many of them are new since the
+    job looked first, and what the listing of the input left out (not planned, and looked at again by every job)."""
+
+    run_uri: str
+    newest: int
+    chunks: int
+    rows: int
+    new_chunks: int = 0
+    new_rows: int = 0
+    listing: Listing = field(default_factory=Listing)
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """Progress of a run."""
+
+    chunks: int
+    rows: int
+    done_chunks: int
+    done_rows: int
+
+
+def read_log(run_uri: str) -> PlanLog:
+    """The plan log as it is. Raises AuditError when a plan is missing."""
+    newest = planfile.newest_plan(run_uri)
+    totals = [planfile.read_totals(run_uri, number) for number in range(1, newest + 1)]
+    return PlanLog(run_uri, newest, sum(chunks for chunks, _ in totals), sum(rows for _, rows in totals))
+
+
+def extend_plan(
+    run_uri: str, input_uri: str, limits: ChunkConfig, columns: Columns, put: Put = storage.put_if_absent
+) -> PlanLog:
+    """Plan all input versions that no plan covers yet, and return the log with them; without any, no plan is put.
+
+    Raises ConfigError when there is no input, and SchemaError when the run has no chunk at all because the tables'
+    columns do not do.
+    """
+    before = read_log(run_uri)
+    after = _extend_once(before, input_uri, limits, columns, put)
+    while after is None:  # another driver was faster: plan what its plan leaves
+        after = _extend_once(read_log(run_uri), input_uri, limits, columns, put)
+    refused = next((table for table in after.listing.quarantined if table.schema), None)
+    if refused and not after.chunks:
+        raise SchemaError(f"input {input_uri}, {refused.path}: {refused.reason}")
+    new_chunks, new_rows = after.chunks - before.chunks, after.rows - before.rows
+    return PlanLog(run_uri, after.newest, after.chunks, after.rows, new_chunks, new_rows, after.listing)
+
+
+def preview_plan(run_uri: str, input_uri: str, limits: ChunkConfig, columns: Columns) -> PlanLog:
+    """The log that `extend_plan` would return, without writing anything; the run need not exist.
+
+    Its `newest` is the newest plan that is stored, so that `pending_chunks` gives the chunks pending from before.
+    """
+    stored = planfile.newest_plan(run_uri)
+    log = extend_plan(run_uri, input_uri, limits, columns, put=lambda uri, data: True)
+    return replace(log, newest=stored)
+
+
+def pending_chunks(log: PlanLog) -> Iterator[ChunkRef]:
+    """Chunks of the log without an object in `masks/`, in plan order, from one listing of names."""
+    return (ref for ref, done in _states(log) if not done)
+
+
+def count_chunks(log: PlanLog) -> Totals:
+    """How much of the log is done."""
+    done_chunks = done_rows = 0
+    for ref, done in _states(log):
+        done_chunks += done
+        done_rows += done * ref.n_rows
+    return Totals(log.chunks, log.rows, done_chunks, done_rows)
+
+
+def read_chunk(run_uri: str, ref: ChunkRef) -> list[Piece]:
+    """The inputs of a chunk, read from its plan: what a worker calls. Raises AuditError when the plan has changed."""
+    return planfile.read_pieces(run_uri, ref)
+
+
+def _extend_once(log: PlanLog, input_uri: str, limits: ChunkConfig, columns: Columns, put: Put) -> PlanLog | None:
+    """`log` with new plans for what it does not cover; None as soon as a number is taken."""
+    listing = Listing()
+    covered = heapq.merge(*(planfile.read_versions(log.run_uri, number) for number in range(1, log.newest + 1)))
+    sources = _uncovered(list_inputs(input_uri, listing), covered)
+
+    def row_groups(source: Source) -> list[int]:
+        try:
+            return read_row_groups(input_uri, source, columns)
+        except (SchemaError, StorageError) as error:
+            listing.quarantine(source.path, error)
+            return []
+
+    newest, chunks, rows = log.newest, log.chunks, log.rows
+    for plan in _draft_plans(cut_chunks(sources, limits, row_groups)):
+        newest += 1
+        if not put(plan_uri(log.run_uri, newest), plan.finish()):
+            return None
+        chunks, rows = chunks + plan.chunks, rows + plan.rows
+    return PlanLog(log.run_uri, newest, chunks, rows, listing=listing)
+
+
+def _uncovered(sources: Iterable[Source], covered: Iterator[tuple[str, str]]) -> Iterator[Source]:
+    """Those of the sorted sources whose (path, version) is not in the sorted stream `covered`."""
+    planned = groupby(covered, key=lambda row: row[0])
+    path, versions = "", set[str]()
+    previous = ""
+    for source in sources:
+        if source.path <= previous:  # a chunk would be planned twice
+            raise StorageError(f"the listing of the input is not sorted: {source.path!r} after {previous!r}")
+        previous = source.path
+        while path < source.path:
+            path, rows = next(planned, (_END, iter(())))
+            versions = {version for _, version in rows}
+        if path != source.path or source.version not in versions:
+            yield source
+
+
+_END = "\U0010ffff" * 2
+"""After every path: the end of a sorted stream."""
+
+
+def _draft_plans(units: Iterable[Iterable[Chunk]]) -> Iterator[PlanWriter]:
+    """Plans of about a million pieces, or one; chunks that come together go into the same."""
+    plan = PlanWriter()
+    for unit in units:
+        for chunk in unit:
+            plan.add(chunk)
+        if plan.pieces >= MAX_PLAN_PIECES:
+            yield plan
+            plan = PlanWriter()
+    if plan.pieces:
+        yield plan
+
+
+def _states(log: PlanLog) -> Iterator[tuple[ChunkRef, bool]]:
+    """Every chunk of the log and whether it is done."""
+    done = _done_ids(log.run_uri)
+    for number in range(1, log.newest + 1):
+        for refs in planfile.read_refs(log.run_uri, number):
+            ids = np.array([ref.chunk_id for ref in refs], dtype="S32")
+            found = done[np.searchsorted(done, ids)] == ids
+            yield from zip(refs, found.tolist(), strict=True)
+
+
+def _done_ids(run_uri: str) -> npt.NDArray[np.bytes_]:
+    """Sorted ids of the chunks in `masks/`, 32 bytes each, and one that is greater than all."""
+    matches = (_MASKS_NAME.fullmatch(entry.path) for entry in storage.list_files(storage.join(run_uri, "masks")))
+    return np.fromiter(chain((match[1] for match in matches if match), ["~"]), dtype="S32")

@@ -1,0 +1,162 @@
+"""One plan as a Parquet file: a row for each piece, sorted by path, the rows of a chunk together in one row group."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import groupby
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fcn_ray import storage
+from fcn_ray.errors import AuditError
+from fcn_ray.tables.chunks import Chunk, chunk_id
+from fcn_ray.tables.sources import Piece
+
+PLAN_SCHEMA = pa.schema(
+    [
+        pa.field("chunk_id", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("version", pa.string(), nullable=False),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("first_row", pa.int64(), nullable=False),
+        pa.field("n_rows", pa.int64(), nullable=False),
+        pa.field("size", pa.int64(), nullable=False),
+    ]
+)
+
+_CHUNKS, _ROWS = b"fcn_ray.chunks", b"fcn_ray.rows"
+_GROUP_ROWS = 10_000
+"""Pieces in a row group, so that a worker which looks up its chunk reads about 100 kB."""
+_NAME = re.compile(r"(\d{6,})\.parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRef:
+    """A chunk without its pieces: its id, plan number, place in the plan file (`first`, `count` pieces), and images."""
+
+    chunk_id: str
+    plan: int
+    first: int
+    count: int
+    n_rows: int
+
+
+class PlanWriter:
+    """Encodes a plan in memory, row group by row group."""
+
+    def __init__(self) -> None:
+        self.chunks = self.rows = self.pieces = 0
+        self._sink = io.BytesIO()
+        self._writer = pq.ParquetWriter(
+            self._sink, PLAN_SCHEMA, compression="zstd", write_page_checksum=True, store_schema=False
+        )
+        self._pending: list[dict[str, object]] = []
+
+    def add(self, chunk: Chunk) -> None:
+        """Append a chunk."""
+        name = chunk_id(chunk)
+        self._pending += [{"chunk_id": name, **asdict(piece)} for piece in chunk]
+        self.chunks += 1
+        self.rows += sum(piece.n_rows for piece in chunk)
+        self.pieces += len(chunk)
+        if len(self._pending) >= _GROUP_ROWS:
+            self._write_group()
+
+    def finish(self) -> bytes:
+        """The file's content."""
+        if self._pending:
+            self._write_group()
+        self._writer.add_key_value_metadata({_CHUNKS: str(self.chunks), _ROWS: str(self.rows)})
+        self._writer.close()
+        return self._sink.getvalue()
+
+    def _write_group(self) -> None:
+        table = pa.Table.from_pylist(self._pending, schema=PLAN_SCHEMA)
+        self._writer.write_table(table, row_group_size=len(self._pending))
+        self._pending.clear()
+
+
+def plan_uri(run_uri: str, number: int) -> str:
+    """Where plan `number` of a run is."""
+    return storage.join(run_uri, "plans", f"{number:06}.parquet")
+
+
+def newest_plan(run_uri: str) -> int:
+    """Number of the newest plan, 0 when there is none. Raises AuditError when one before it is missing."""
+    matches = [_NAME.fullmatch(entry.path) for entry in storage.list_files(storage.join(run_uri, "plans"))]
+    numbers = sorted(int(match[1]) for match in matches if match)
+    if numbers != list(range(1, len(numbers) + 1)):
+        missing = next(number for number in range(1, numbers[-1] + 1) if number not in numbers)
+        raise AuditError(
+            f"{plan_uri(run_uri, missing)} is missing, though later plans are there: without it, finished work would "
+            "be planned again; restore the file, or start over in another output folder"
+        )
+    return len(numbers)
+
+
+def read_totals(run_uri: str, number: int) -> tuple[int, int]:
+    """Chunks and images of a plan."""
+    with _open(run_uri, number) as plan:
+        metadata = plan.metadata.metadata
+    return int(metadata[_CHUNKS]), int(metadata[_ROWS])
+
+
+def read_versions(run_uri: str, number: int) -> Iterator[tuple[str, str]]:
+    """(path, version) of every piece of a plan, sorted by path, a row group at a time in memory."""
+    for table in _read_groups(run_uri, number, ["path", "version"]):
+        for batch in table.to_batches(1000):
+            yield from zip(batch[0].to_pylist(), batch[1].to_pylist(), strict=True)
+
+
+def read_refs(run_uri: str, number: int) -> Iterator[list[ChunkRef]]:
+    """The chunks of a plan, a row group at a time."""
+    first = 0
+    for table in _read_groups(run_uri, number, ["chunk_id", "n_rows"]):
+        refs = []
+        rows = zip(table["chunk_id"].to_pylist(), table["n_rows"].to_pylist(), strict=True)
+        for name, pieces in groupby(rows, key=lambda row: row[0]):
+            sizes = [size for _, size in pieces]
+            refs.append(ChunkRef(name, number, first, len(sizes), sum(sizes)))
+            first += len(sizes)
+        yield refs
+
+
+def read_pieces(run_uri: str, ref: ChunkRef) -> list[Piece]:
+    """The pieces of a chunk, from the one row group that holds them. Raises AuditError when the plan has changed."""
+    with _open(run_uri, ref.plan) as plan:
+        offset, group = 0, 0
+        while offset + plan.metadata.row_group(group).num_rows <= ref.first:
+            offset += plan.metadata.row_group(group).num_rows
+            group += 1
+        rows = plan.read_row_group(group).slice(ref.first - offset, ref.count).to_pylist()
+    names = {row.pop("chunk_id") for row in rows}
+    pieces = [Piece(**row) for row in rows]
+    if names != {ref.chunk_id} or chunk_id(pieces) != ref.chunk_id:
+        raise AuditError(f"{plan_uri(run_uri, ref.plan)} does not hold chunk {ref.chunk_id} at piece {ref.first}")
+    return pieces
+
+
+def _read_groups(run_uri: str, number: int, columns: Sequence[str]) -> Iterator[pa.Table]:
+    """Row groups of a plan; the file is opened for each, so that a merge of many plans holds no file open."""
+    group, count = 0, 1
+    while group < count:
+        with _open(run_uri, number) as plan:
+            count = plan.num_row_groups
+            table = plan.read_row_group(group, columns=list(columns))
+        yield table
+        group += 1
+
+
+@contextmanager
+def _open(run_uri: str, number: int) -> Iterator[pq.ParquetFile]:
+    uri = plan_uri(run_uri, number)
+    try:
+        with storage.open_file(uri) as file:
+            yield pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise AuditError(f"{uri} is damaged: {error}; restore it, or start over in another output folder") from error

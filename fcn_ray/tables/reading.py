@@ -1,0 +1,237 @@
+"""Reading a chunk: its images as encoded bytes, one row each, whatever state the files are in.
+
+Every input, table or image file, becomes the same table: `chunk_id`, `chunk_row` (0..n-1), `chunk_rows` (n), `plan`,
+`image_id`, `path`, `row`, `image` (large_binary), `source_error` (status code), `source_message`, carried columns. What
+cannot be had is a row with a `source_error` and no image; a null image without one was null in its table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from fcn_ray import storage
+from fcn_ray.errors import FcnRayError, SchemaError
+from fcn_ray.tables import schema
+from fcn_ray.tables.columns import Columns, carried_columns, find_image_column, is_text, plain_type, read_table_schema
+from fcn_ray.tables.sources import Piece, source_uri
+
+MAX_FILE_BYTES = 1_000_000_000
+"""Larger image files are `too_big` unread: no picture within the pixel limit needs that much."""
+
+_BATCH_ROWS = 32
+"""Rows that are decoded at a time, so that skipping to the start of a slice holds few images."""
+
+_READ_BUFFER = 1 << 20
+"""Bytes read at a time from a column: with a buffer, pyarrow does not load a whole row group for a few of its rows."""
+
+_UNREADABLE, _CHANGED, _TOO_BIG = "unreadable", "changed", "too_big"
+
+_Problem = tuple[str, str]
+"""Status code and reason why an image could not be had."""
+
+
+def read_rows(input_uri: str, pieces: Sequence[Piece], columns: Columns) -> pa.Table:
+    """The rows of a chunk's pieces, in order: exactly as many as the pieces say. Never raises for a bad input."""
+    tables = [
+        read_parquet_rows(input_uri, piece, columns) if piece.kind == "parquet" else read_image_file(input_uri, piece)
+        for piece in pieces
+    ]
+    return pa.concat_tables(tables, promote_options="default").combine_chunks()
+
+
+def label_chunk(table: pa.Table, chunk_id: str, plan: int) -> pa.Table:
+    """`table` with the columns that say which chunk of which plan it is, and which row: commit needs them."""
+    n_rows = table.num_rows
+    labels = {
+        schema.CHUNK_ID: pa.array([chunk_id] * n_rows, pa.string()),
+        schema.CHUNK_ROW: pa.array(range(n_rows), pa.int64()),
+        schema.CHUNK_ROWS: pa.array([n_rows] * n_rows, pa.int64()),
+        schema.PLAN: pa.array([plan] * n_rows, pa.int32()),
+    }
+    return pa.table(labels | {name: table[name] for name in table.column_names})
+
+
+def read_image_file(input_uri: str, piece: Piece) -> pa.Table:
+    """The one row of an image file; `changed` when it is no longer the version that was planned."""
+    uri = source_uri(input_uri, piece.path)
+    data, problem = _read_image(uri)
+    problem = _version_problem(uri, piece) or problem
+    image = pa.array([None if problem else data], pa.large_binary())
+    return _table([piece.path], piece.path, [0], image, [problem])
+
+
+def read_parquet_rows(input_uri: str, piece: Piece, columns: Columns) -> pa.Table:
+    """Rows `first_row` to `first_row + n_rows` of a table, from the row groups that hold them.
+
+    A row group that cannot be read gives `unreadable` rows; the other rows are as they should be.
+    """
+    uri = source_uri(input_uri, piece.path)
+    try:
+        with storage.open_file(uri) as file:
+            table = _TablePart.open(file, uri, piece, columns).read()
+    except (FcnRayError, pa.ArrowException, OSError, ValueError) as error:
+        table = _lost_rows(piece, piece.first_row, piece.n_rows, (_UNREADABLE, str(error)))
+    problem = _version_problem(uri, piece)
+    return _lost_rows(piece, piece.first_row, piece.n_rows, problem) if problem else table
+
+
+@dataclass(frozen=True, slots=True)
+class _TablePart:
+    """The rows of an open Parquet file that a piece stands for, and the columns that are wanted from it."""
+
+    parquet: pq.ParquetFile
+    folder: str
+    piece: Piece
+    image: str
+    id: str | None
+    carried: dict[str, pa.Field]
+
+    @classmethod
+    def open(cls, file: BinaryIO, uri: str, piece: Piece, columns: Columns) -> _TablePart:
+        arrow = read_table_schema(pq.read_metadata(file))  # refuses what is not safe before a reader sees it
+        parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=_READ_BUFFER, page_checksum_verification=True)
+        image, folder = find_image_column(arrow, columns.image), uri.rpartition("/")[0] or "."
+        return cls(parquet, folder, piece, image, columns.id, carried_columns(arrow, columns))
+
+    def read(self) -> pa.Table:
+        tables = []
+        for group, start, count, row in self._slices():
+            try:
+                tables.append(self._normalise(self._read_group(group, start, count), row))
+            except (pa.ArrowException, OSError, ValueError) as error:
+                lost = _lost_rows(self.piece, row, count, (_UNREADABLE, f"row group {group}: {error}"))
+                for field in self.carried.values():
+                    lost = lost.append_column(field, pa.nulls(count, field.type))
+                tables.append(lost)
+        found = sum(table.num_rows for table in tables)
+        if found != self.piece.n_rows:
+            raise SchemaError(f"expected {self.piece.n_rows} rows from row {self.piece.first_row} on, found {found}")
+        return pa.concat_tables(tables)
+
+    def _slices(self) -> Iterator[tuple[int, int, int, int]]:
+        """(row group, first row in it, number of rows, first row in the file) of each part of the piece."""
+        begin, end, offset = self.piece.first_row, self.piece.first_row + self.piece.n_rows, 0
+        for group in range(self.parquet.metadata.num_row_groups):
+            size = self.parquet.metadata.row_group(group).num_rows
+            first, last = max(begin, offset), min(end, offset + size)
+            if first < last:
+                yield group, first - offset, last - first, first
+            offset += size
+
+    def _read_group(self, group: int, start: int, count: int) -> pa.Table:
+        names = list({self.image, *self.carried} | ({self.id} if self.id else set()))
+        parts, offset = [], 0
+        for batch in self.parquet.iter_batches(_BATCH_ROWS, row_groups=[group], columns=names, use_threads=False):
+            first, last = max(0, start - offset), min(batch.num_rows, start + count - offset)
+            if first < last:
+                parts.append(batch.slice(first, last - first))
+            offset += batch.num_rows
+            if offset >= start + count:
+                break
+        return pa.Table.from_batches(parts)
+
+    def _normalise(self, table: pa.Table, first_row: int) -> pa.Table:
+        rows = range(first_row, first_row + table.num_rows)
+        ids = _default_ids(self.piece, rows)
+        if self.id is not None:
+            named = _text(_plain(table[self.id]).cast(pa.string())).to_pylist()
+            ids = [default if name is None else name for name, default in zip(named, ids, strict=True)]
+        image, problems = _read_cells(_plain(table[self.image]), self.folder)
+        result = _table(ids, self.piece.path, rows, image, problems)
+        for name, field in self.carried.items():
+            result = result.append_column(field, _text(_plain(table[name])))
+        return result
+
+
+def _read_cells(column: pa.ChunkedArray, folder: str) -> tuple[pa.ChunkedArray, list[_Problem | None]]:
+    """Encoded images of a column of bytes, image structs or paths; paths are read, relative ones from `folder`."""
+    problems: list[_Problem | None] = [None] * len(column)
+    if schema.is_binary(column.type):
+        return column.cast(pa.large_binary()), problems
+    if is_text(column.type):
+        paths, images = _text(column), pa.chunked_array([pa.nulls(len(column), pa.large_binary())])
+    else:
+        images = pc.struct_field(column, "bytes").cast(pa.large_binary())
+        if images.null_count == 0 or column.type.get_field_index("path") < 0:
+            return images, problems
+        paths = _text(pc.struct_field(column, "path"))
+    found = images.to_pylist()
+    for index, path in enumerate(paths.to_pylist()):
+        if found[index] is None and path:
+            uri = path if "://" in path or path.startswith("/") else storage.join(folder, path)
+            found[index], problems[index] = _read_image(uri)
+    return pa.chunked_array([pa.array(found, pa.large_binary())]), problems
+
+
+def _read_image(uri: str) -> tuple[bytes | None, _Problem | None]:
+    try:
+        size = storage.stat(uri).size
+        if size > MAX_FILE_BYTES:
+            return None, (_TOO_BIG, f"the file has {size} bytes, more than {MAX_FILE_BYTES}")
+        return storage.read_bytes(uri), None
+    except FcnRayError as error:
+        return None, (_UNREADABLE, str(error))
+
+
+def _version_problem(uri: str, piece: Piece) -> _Problem | None:
+    """Why what was read is not what was planned. Asked after the reading, so that no change can slip in between."""
+    try:
+        version = storage.stat(uri).version
+    except FcnRayError as error:
+        return _UNREADABLE, str(error)
+    if version == piece.version:
+        return None
+    return _CHANGED, f"planned as version {piece.version}, found {version}; the next run takes the new version"
+
+
+def _lost_rows(piece: Piece, first_row: int, n_rows: int, problem: _Problem) -> pa.Table:
+    rows, image = range(first_row, first_row + n_rows), pa.nulls(n_rows, pa.large_binary())
+    return _table(_default_ids(piece, rows), piece.path, rows, image, [problem] * n_rows)
+
+
+def _default_ids(piece: Piece, rows: Sequence[int]) -> list[str]:
+    return [f"{piece.path}#{row}" for row in rows]
+
+
+def _table(
+    ids: Sequence[str],
+    path: str,
+    rows: Sequence[int],
+    image: pa.Array | pa.ChunkedArray,
+    problems: Sequence[_Problem | None],
+) -> pa.Table:
+    return pa.table(
+        {
+            schema.IMAGE_ID: pa.array(ids, pa.string()),
+            schema.PATH: pa.array([path] * len(ids), pa.string()),
+            schema.ROW: pa.array(rows, pa.int64()),
+            schema.IMAGE: image,
+            schema.SOURCE_ERROR: pa.array([problem and problem[0] for problem in problems], pa.string()),
+            schema.SOURCE_MESSAGE: pa.array([problem and problem[1] for problem in problems], pa.string()),
+        }
+    )
+
+
+def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    while isinstance(column.type, pa.BaseExtensionType):
+        column = pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
+    return column.cast(plain_type(column.type))
+
+
+def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column whose strings are valid UTF-8, which Parquet files promise but pyarrow does not check."""
+    if not is_text(column.type):
+        return column
+    try:
+        column.validate(full=True)
+    except pa.ArrowInvalid:
+        cells = column.cast(pa.large_binary()).to_pylist()
+        texts = [cell if cell is None else cell.decode(errors="replace") for cell in cells]
+        return pa.chunked_array([pa.array(texts, column.type)])
+    return column

@@ -1,0 +1,114 @@
+"""The run folder `OUT/run=<fingerprint>`: one model and configuration over one collection, and nobody else's files."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fcn_ray import storage
+from fcn_ray.errors import ConfigError, ForeignOutputError, StorageError
+from fcn_ray.labels import LabelSet
+from fcn_ray.tables.schema import SCHEMA_VERSION
+from fcn_ray.tables.sources import check_input
+
+_FOLDER = re.compile(r"run=[0-9a-f]{16}")
+_OTHER_OUTPUT = "choose another output folder"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """An opened run: its folder, its id (the fingerprint), its input (absolute), the meaning of its masks' ids."""
+
+    uri: str
+    run_id: str
+    input: str
+    labels: LabelSet
+
+
+def fingerprint(identity: Mapping[str, Any], labels: LabelSet) -> str:
+    """16 hexadecimal digits of all that can change a mask: `identity` (JSON values), labels, and the result schema."""
+    return storage.digest(_canonical(_described(identity, labels)))[:16]
+
+
+def run_uri(output: str, run_id: str) -> str:
+    """Folder of a run."""
+    return storage.join(output, f"run={run_id}")
+
+
+def open_run(
+    output: str,
+    input_uri: str,
+    identity: Mapping[str, Any],
+    labels: LabelSet,
+    about: Mapping[str, Any] | None = None,
+) -> Run:
+    """The run of this job in the folder `output`, begun if it is not there: `run.json` says what it is.
+
+    `about` (versions, settings that do not change masks) is kept from the job that began the run, for people to read.
+    Writes nothing and raises ForeignOutputError when the folder, or the run in it, is another job's; ConfigError when
+    there is no input, or output and input lie in one another.
+    """
+    output, input_uri = storage.absolute(output), storage.absolute(input_uri)
+    check_input(input_uri)
+    _check_apart(output, input_uri)
+    _check_ours(output)
+    described = _described(identity, labels)
+    run = Run(run_uri(output, fingerprint(identity, labels)), fingerprint(identity, labels), input_uri, labels)
+    document = {"run": run.run_id, "input": input_uri, **described, "about": dict(about or {})}
+    uri = storage.join(run.uri, "run.json")
+    if not storage.put_if_absent(uri, (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()):
+        _check_same(uri, document)
+    return run
+
+
+def write_status(run: Run, status: Mapping[str, Any]) -> None:
+    """Put `status.json`, over the last one: what the job is doing, or how it ended. It informs; nothing rests on it."""
+    storage.replace(storage.join(run.uri, "status.json"), (json.dumps(status, indent=1) + "\n").encode())
+
+
+def _described(identity: Mapping[str, Any], labels: LabelSet) -> dict[str, Any]:
+    return {
+        "identity": json.loads(_canonical(identity)),  # tuples become lists, as they are when read back
+        "labels": json.loads(labels.to_json()),
+        "schema_version": SCHEMA_VERSION,
+    }
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _check_apart(output: str, input_uri: str) -> None:
+    for inner, outer in ((output, input_uri), (input_uri, output)):
+        if f"{inner}/".startswith(f"{outer.rstrip('/')}/"):
+            raise ConfigError(
+                f"output {output} and input {input_uri} lie in one another, so masks would become input; "
+                f"choose an output folder beside the input, for example {input_uri.rstrip('/')}-masks"
+            )
+
+
+def _check_ours(output: str) -> None:
+    """A folder is ours when it holds a run; also when it holds no file, as after a crash before `run.json`."""
+    if storage.is_file(output):
+        raise ForeignOutputError(f"output {output} is a file, expected a folder; {_OTHER_OUTPUT}")
+    runs = [name for name in storage.list_folders(output) if _FOLDER.fullmatch(name)]
+    if any(storage.is_file(storage.join(output, name, "run.json")) for name in runs):
+        return
+    found = next(storage.list_files(output), None)
+    if found is not None:
+        raise ForeignOutputError(f"output {output} holds {found.path}, which fcn-ray did not write; {_OTHER_OUTPUT}")
+
+
+def _check_same(uri: str, document: Mapping[str, Any]) -> None:
+    try:
+        found = json.loads(storage.read_bytes(uri))
+        differing = [key for key in document if key != "about" and found[key] != document[key]]
+    except (ValueError, KeyError, TypeError, StorageError) as error:
+        raise ForeignOutputError(f"{uri} cannot be understood ({error!r}); {_OTHER_OUTPUT}") from error
+    for key in differing:
+        raise ForeignOutputError(
+            f"{uri} is of another job: {key} is {found[key]}, not {document[key]}; {_OTHER_OUTPUT}"
+        )

@@ -1,0 +1,122 @@
+"""Training state on storage: written by rank 0, its digest file last; read back as the newest that verifies.
+
+A checkpoint is a folder `checkpoints/<step:08>-<token>/` with `state.safetensors` (every weight and optimizer variable)
+and `checkpoint.json` (epoch, step, scores, and size and sha256 of the state). A folder without that last file, or with
+other bytes than it says, was torn by a crash or damaged: it is passed over, and the one before it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import secrets
+import shutil
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from fcn_ray import storage
+from fcn_ray.errors import DivergedError
+
+logger = logging.getLogger(__name__)
+
+FORMAT = "fcn_ray checkpoint 1"
+STATE = "state.safetensors"
+INDEX = "checkpoint.json"
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What `checkpoint.json` says, and where it lies."""
+
+    folder: str
+    epoch: int
+    """Epochs that are complete."""
+    step: int
+    """Optimizer steps that are complete."""
+    score: float | None
+    """Mean IoU on the validation set; None without one."""
+    settings: str
+    """Digest of the settings that the weights depend on; only a run with equal ones may go on from here."""
+    metrics: dict[str, Any]
+
+
+def save_checkpoint(run: str, checkpoint: Checkpoint, arrays: Arrays) -> Checkpoint:
+    """Write a checkpoint below the training folder `run`; `checkpoint.folder` is chosen here.
+
+    Raises DivergedError when an array is not finite: such a state is never written.
+    """
+    for name, array in arrays.items():
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all():
+            raise DivergedError(f"{name} is not finite after step {checkpoint.step}: lower optimizer.learning_rate")
+    name = f"{checkpoint.step:08}-{secrets.token_hex(4)}"
+    folder = storage.join(run, "checkpoints", name)
+    data = safetensors.numpy.save(arrays)
+    storage.put_if_absent(storage.join(folder, STATE), data)
+    index = asdict(checkpoint) | {"format": FORMAT, "size": len(data), "sha256": storage.digest(data)}
+    del index["folder"]
+    storage.put_if_absent(storage.join(folder, INDEX), json.dumps(index, indent=1).encode())
+    return Checkpoint(**{**asdict(checkpoint), "folder": folder})
+
+
+def list_checkpoints(run: str) -> list[Checkpoint]:
+    """Checkpoints whose index can be read, oldest first. Their state is not checked yet."""
+    found = []
+    for entry in storage.list_files(storage.join(run, "checkpoints")):
+        if not entry.path.endswith("/" + INDEX):
+            continue
+        folder = storage.join(run, "checkpoints", entry.path.removesuffix("/" + INDEX))
+        try:
+            index = json.loads(storage.read_bytes(storage.join(folder, INDEX)))
+            known = {key: index[key] for key in ("epoch", "step", "score", "settings", "metrics")}
+        except (ValueError, KeyError, TypeError) as error:
+            logger.warning("%s is damaged and passed over: %s", folder, error)
+            continue
+        found.append(Checkpoint(folder=folder, **known))
+    return sorted(found, key=lambda c: (c.step, c.folder))
+
+
+def load_newest(run: str) -> tuple[Checkpoint, Arrays] | None:
+    """The newest checkpoint that verifies, with its arrays; None when there is none."""
+    for checkpoint in reversed(list_checkpoints(run)):
+        arrays = load_arrays(checkpoint)
+        if arrays is not None:
+            return checkpoint, arrays
+    return None
+
+
+def load_arrays(checkpoint: Checkpoint) -> Arrays | None:
+    """The arrays of a checkpoint; None, with a warning, when its bytes are not those that were written."""
+    try:
+        index = json.loads(storage.read_bytes(storage.join(checkpoint.folder, INDEX)))
+        data = storage.read_bytes(storage.join(checkpoint.folder, STATE))
+    except Exception as error:  # whatever is wrong with a damaged checkpoint, an older one may serve
+        logger.warning("%s cannot be read and is passed over: %s", checkpoint.folder, error)
+        return None
+    if storage.digest(data) != index["sha256"]:
+        logger.warning("%s: %s has changed since it was written and is passed over", checkpoint.folder, STATE)
+        return None
+    arrays: Arrays = safetensors.numpy.load(data)
+    return arrays
+
+
+def best_checkpoint(run: str) -> Checkpoint | None:
+    """The checkpoint with the highest score, the earlier one of equals; the newest when none has a score."""
+    found = list_checkpoints(run)
+    scored = [c for c in found if c.score is not None]
+    if scored:
+        return max(scored, key=lambda c: (c.score, -c.step))
+    return found[-1] if found else None
+
+
+def remove_old(run: str, keep: int) -> None:
+    """Delete all checkpoints but the newest `keep` and the best."""
+    found = list_checkpoints(run)
+    best = best_checkpoint(run)
+    for checkpoint in found[:-keep]:
+        if checkpoint != best:
+            shutil.rmtree(storage.local_path(checkpoint.folder), ignore_errors=True)

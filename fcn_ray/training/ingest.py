@@ -1,0 +1,245 @@
+"""Ray Data feeds the workers: Parquet rows -> shuffled -> decoded -> augmented, as uint8 batches of one size.
+
+The order of an epoch is a pure function of (rows, seed, epoch), and each image's augmentation of (seed, epoch, image):
+the stream is the same whatever the number of tasks, and a run that was killed goes on with the batches it would have
+seen. Row groups are shuffled, and rows within windows of them, so that no data set is ever held in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import ray
+import ray.data
+
+from fcn_ray import storage
+from fcn_ray.config import AugmentConfig
+from fcn_ray.errors import DataError, SchemaError
+from fcn_ray.images.augmentation import augment, sample_rng
+from fcn_ray.images.codec import ImageError, decode_image, decode_label
+from fcn_ray.labels import LabelSet
+
+Batch = dict[str, np.ndarray]
+
+WINDOW_ROWS = 2048
+"""Rows that are shuffled together; as encoded images about 200 MB in one reading task."""
+
+IMAGE = "image"
+LABEL = "label"
+KEY = "key"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One row group of a Parquet file."""
+
+    path: str
+    row_group: int
+    first_row: int
+    n_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Names of the image and the mask column."""
+
+    image: str
+    mask: str
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """One reading task: rows of a few pieces, in the order in which they are to be delivered."""
+
+    pieces: tuple[Piece, ...]
+    rows: np.ndarray
+    """(N, 2) int32: index into `pieces`, row within it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Collection:
+    """A labelled data set as its files' footers describe it."""
+
+    pieces: tuple[Piece, ...]
+    n_rows: int
+    labels: LabelSet | None
+
+
+def open_collection(uri: str, columns: Columns) -> Collection:
+    """Read the footers of the Parquet file or folder `uri`. Raises DataError or SchemaError naming the file."""
+    paths = [uri] if storage.is_file(uri) else [storage.join(uri, e.path) for e in storage.list_files(uri)]
+    paths = [path for path in paths if path.endswith(".parquet")]
+    if not paths:
+        raise DataError(f"no Parquet file at {uri}: expected a .parquet file, or a folder with some")
+    pieces: list[Piece] = []
+    labels: LabelSet | None = None
+    for path in paths:
+        try:
+            footer = pq.read_metadata(storage.local_path(path))
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(f"{path} is not a readable Parquet file: {error}") from error
+        schema = footer.schema.to_arrow_schema()
+        for column in (columns.image, columns.mask):
+            if column not in schema.names:
+                raise SchemaError(
+                    f"{path} has no column {column!r}, only {schema.names}: set image_column or mask_column"
+                )
+        labels = labels or LabelSet.from_metadata(schema.metadata)
+        first = 0
+        for group in range(footer.num_row_groups):
+            rows = footer.row_group(group).num_rows
+            pieces.append(Piece(path, group, first, rows))
+            first += rows
+    n_rows = sum(piece.n_rows for piece in pieces)
+    if not n_rows:
+        raise DataError(f"{uri} holds no rows")
+    return Collection(tuple(pieces), n_rows, labels)
+
+
+def plan_epoch(pieces: tuple[Piece, ...], seed: int, epoch: int, window_rows: int = WINDOW_ROWS) -> list[Read]:
+    """The rows of one epoch in a seeded order, in windows of whole pieces. Every row comes once."""
+    rng = np.random.default_rng([seed, epoch])
+    reads: list[Read] = []
+    window: list[Piece] = []
+    shuffled = [pieces[i] for i in rng.permutation(len(pieces))]
+    for position, piece in enumerate(shuffled, 1):
+        window.append(piece)
+        if sum(p.n_rows for p in window) >= window_rows or position == len(shuffled):
+            reads.append(Read(tuple(window), rng.permutation(_all_rows(window))))
+            window = []
+    return reads
+
+
+def plan_pass(pieces: tuple[Piece, ...]) -> list[Read]:
+    """Every row once, in the order of the files (validation)."""
+    return [Read((piece,), _all_rows([piece])) for piece in pieces]
+
+
+def take_share(reads: list[Read], start: int, stop: int) -> list[Read]:
+    """The part of `reads` that delivers rows `start` to `stop` of the whole order: one worker's share."""
+    shares: list[Read] = []
+    position = 0
+    for read in reads:
+        low, high = max(start - position, 0), min(stop - position, len(read.rows))
+        position += len(read.rows)
+        if low < high:
+            rows = read.rows[low:high]
+            used, index = np.unique(rows[:, 0], return_inverse=True)
+            shares.append(Read(tuple(read.pieces[i] for i in used), np.stack([index, rows[:, 1]], 1).astype(np.int32)))
+    return shares
+
+
+def _all_rows(pieces: list[Piece]) -> np.ndarray:
+    index = [np.stack([np.full(p.n_rows, i), np.arange(p.n_rows)], 1) for i, p in enumerate(pieces)]
+    return np.concatenate(index).astype(np.int32)
+
+
+# ---------------------------------------------------------------------------------------------------------- stages
+
+
+def read_rows(read: Read, columns: Columns) -> pa.Table:
+    """Encoded rows of one reading task: columns image, label (bytes) and key ("<path>#<row>")."""
+    tables = []
+    for piece in read.pieces:
+        table = pq.ParquetFile(storage.local_path(piece.path)).read_row_group(
+            piece.row_group, columns=[columns.image, columns.mask]
+        )
+        keys = [f"{piece.path}#{piece.first_row + row}" for row in range(piece.n_rows)]
+        image, label = (_encoded(table[name], piece, name) for name in (columns.image, columns.mask))
+        tables.append(pa.table({IMAGE: image, LABEL: label, KEY: keys}))
+    offsets = np.cumsum([0] + [piece.n_rows for piece in read.pieces])
+    return pa.concat_tables(tables).take(offsets[read.rows[:, 0]] + read.rows[:, 1])
+
+
+def _encoded(column: pa.ChunkedArray, piece: Piece, name: str) -> pa.ChunkedArray:
+    """The bytes of a binary, large_binary or HF image struct column."""
+    if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
+        column = pa.chunked_array([chunk.field("bytes") for chunk in column.chunks])
+    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+        raise SchemaError(
+            f"{piece.path}: column {name!r} is {column.type}, expected encoded images (binary or HF struct)"
+        )
+    return column.cast(pa.large_binary())
+
+
+def decode_sample(row: dict[str, Any], labels: LabelSet, max_pixels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Image (H, W, 3) and label (H, W), both uint8, of an encoded row. Raises DataError naming the row and the fault."""
+    key = row[KEY]
+    try:
+        image = decode_image(row[IMAGE], max_pixels).pixels
+        label = decode_label(row[LABEL])
+    except ImageError as error:
+        raise DataError(f"{key}: training image is {error.status}: {error}") from error
+    except DataError as error:
+        raise DataError(f"{key}: {error}") from error
+    if image.shape[:2] != label.shape:
+        raise DataError(
+            f"{key}: image is {_size(image)} pixels, its mask {_size(label)}: they must be equal (resize with nearest)"
+        )
+    present = np.flatnonzero(np.bincount(label.ravel(), minlength=256))
+    wrong = [int(i) for i in present if i >= len(labels) and i != labels.ignore_id]
+    if wrong:
+        raise DataError(
+            f"{key}: mask holds class ids {wrong}, expected 0..{len(labels) - 1} or {labels.ignore_id} (ignore): "
+            "map them to classes or to the ignore id"
+        )
+    return image, label
+
+
+def _size(array: np.ndarray) -> str:
+    return f"{array.shape[1]}x{array.shape[0]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Augmented:
+    """Stage of training. Reads: image, label (bytes), key. Adds: image, label as (N, h, w[, 3]) uint8. Drops: key."""
+
+    labels: LabelSet
+    config: AugmentConfig
+    max_pixels: int
+    seed: int
+    epoch: int
+
+    def __call__(self, batch: Batch) -> Batch:
+        """The stage."""
+        images, labels = [], []
+        for row in _rows(batch):
+            image, label = decode_sample(row, self.labels, self.max_pixels)
+            rng = sample_rng(self.seed, self.epoch, row[KEY].rpartition("/")[2])
+            image, label = augment(image, label, self.config, rng, self.labels.ignore_id)
+            images.append(image)
+            labels.append(label)
+        return {IMAGE: np.stack(images), LABEL: np.stack(labels)}
+
+
+def _rows(batch: Batch) -> Iterator[dict[str, Any]]:
+    for values in zip(*batch.values(), strict=True):
+        yield dict(zip(batch, values, strict=True))
+
+
+def stream(
+    reads: list[Read], columns: Columns, stage: Augmented | None, batch_size: int, prefetch: int = 4
+) -> Iterator[Batch]:
+    """Batches of `batch_size` rows in the order of `reads`: augmented by `stage`, or as they are stored without one."""
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    context.target_max_block_size = 16 * 2**20  # a worker gets its first batch long before a window is decoded
+    tasks = ray.put(reads)
+    dataset = ray.data.range(len(reads), override_num_blocks=len(reads)).map_batches(
+        _read_stage, fn_kwargs={"tasks": tasks, "columns": columns}, batch_size=None, batch_format="numpy"
+    )
+    if stage is not None:
+        dataset = dataset.map_batches(stage, batch_size=batch_size, batch_format="numpy")
+    yield from dataset.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=prefetch)
+
+
+def _read_stage(batch: Batch, tasks: list[Read] | ray.ObjectRef, columns: Columns) -> Iterator[pa.Table]:
+    reads: list[Read] = ray.get(tasks) if isinstance(tasks, ray.ObjectRef) else tasks
+    for index in batch["id"]:
+        yield read_rows(reads[int(index)], columns)

@@ -1,0 +1,136 @@
+"""train(config): check, connect, run the workers until they are done, and say what came out."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ray.train import RunConfig, ScalingConfig
+from ray.util.queue import Empty, Queue
+
+from fcn_ray import cluster, storage
+from fcn_ray.config import TrainConfig, dump_config
+from fcn_ray.errors import IncompleteError
+from fcn_ray.training.preflight import Job, prepare
+
+logger = logging.getLogger(__name__)
+
+INGEST_CPUS = 1
+"""CPUs that must be free beside the workers, to read and decode their input."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainReport:
+    """What a training job left behind."""
+
+    bundle: str
+    digest: str
+    epoch: int
+    """Epoch of the best checkpoint, which the bundle holds; counted from 1."""
+    metrics: dict[str, Any]
+    seconds: float
+
+
+def train(
+    config: TrainConfig, on_record: Callable[[dict[str, Any]], None] | None = None, *, verbose: bool = False
+) -> TrainReport:
+    """Train an FCN on Ray Train workers; the best checkpoint becomes the bundle at `<out>/bundle`.
+
+    `on_record` is called on the driver with {"kind": "start" | "step" | "epoch" | "bundle", ...} as things happen.
+    A worker that dies brings all of them back from the last checkpoint, `workers.max_failures` times.
+    Raises FcnRayError subclasses; IncompleteError means that the same command with `resume` goes on.
+    """
+    job = prepare(config)
+    start = time.monotonic()
+    workers = job.config.workers
+    wanted = workers.count * workers.cpus + INGEST_CPUS
+    cluster.connect(job.config.address, cpus=wanted, verbose=verbose)
+    cluster.require(cpus=wanted, gpus=workers.count * workers.gpus, purpose=f"training with {workers.count} workers")
+    storage.replace(storage.join(job.config.out, "config.yaml"), dump_config(job.config).encode())
+    told: dict[str, dict[str, Any]] = {}
+
+    def hear(record: dict[str, Any]) -> None:
+        told[record["kind"]] = record
+        if on_record:
+            on_record(record)
+
+    hear(
+        {
+            "kind": "start",
+            "network": f"FCN-{job.spec.variant} {job.spec.backbone}",
+            "images": sum(piece.n_rows for piece in job.train_pieces),
+            "steps": job.config.epochs * job.steps_per_epoch,
+        }
+    )
+    with _Listener(hear) as tell:
+        for failures in range(workers.max_failures + 1):
+            try:
+                _run_workers(job, tell)
+                break
+            except Exception as error:
+                own = cluster.find_own_error(error)
+                if own is not None:
+                    raise own from error
+                if failures == workers.max_failures:
+                    raise IncompleteError(
+                        f"the workers failed {failures + 1} times, the last time with: {cluster.last_line(error)}. "
+                        f"Checkpoints are in {job.config.out}: the same command with --resume goes on"
+                    ) from error
+                logger.warning("workers failed (%s); starting again from the last checkpoint", cluster.last_line(error))
+    done = told["bundle"]
+    return TrainReport(done["folder"], done["digest"], done["epoch"], done["metrics"], time.monotonic() - start)
+
+
+def _run_workers(job: Job, tell: Callable[[dict[str, Any]], None]) -> None:
+    from ray.train.tensorflow import TensorflowTrainer  # imports TensorFlow: 7 s that a refused job need not wait
+
+    workers = job.config.workers
+    resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
+    TensorflowTrainer(
+        _work,
+        train_loop_config={"job": job, "tell": tell},
+        scaling_config=ScalingConfig(
+            num_workers=workers.count, use_gpu=workers.gpus > 0, resources_per_worker=resources
+        ),
+        run_config=RunConfig(name=f"run-{time.time_ns()}", storage_path=storage.join(job.config.out, "ray")),
+    ).fit()
+
+
+def _work(loop_config: dict[str, Any]) -> None:
+    """Entry point on a worker; TensorFlow and Keras are imported there, not on the driver."""
+    from fcn_ray.training.loop import run_worker
+
+    run_worker(loop_config["job"], loop_config["tell"])
+
+
+class _Listener:
+    """Carries the workers' records to a function on the driver, from any node."""
+
+    def __init__(self, hear: Callable[[dict[str, Any]], None]) -> None:
+        self._hear = hear
+        self._queue = Queue(actor_options={"num_cpus": 0})
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+
+    def __enter__(self) -> Callable[[dict[str, Any]], None]:
+        self._thread.start()
+        put: Callable[[dict[str, Any]], None] = self._queue.put_nowait
+        return put
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._queue.shutdown(force=True)
+
+    def _listen(self) -> None:
+        while True:
+            stopping = self._stop.is_set()
+            try:
+                self._hear(self._queue.get(timeout=0.2))
+            except Empty:
+                if stopping:
+                    return

@@ -1,0 +1,270 @@
+"""What one Ray Train worker does, top to bottom: build the replica, go through the epochs, keep checkpoints.
+
+Keras 3's `fit` does not run under MultiWorkerMirroredStrategy; `strategy.run` with a Keras optimizer does, with public
+names only. One worker is one replica. The loss of a step is the mean over all valid pixels of all workers, so that W
+workers take exactly the step that one worker takes on the same images (fcn.md R11).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+import ray.train
+import tensorflow as tf
+
+from fcn_ray.bundle import save_bundle
+from fcn_ray.config import TrainConfig
+from fcn_ray.errors import DivergedError
+from fcn_ray.images.geometry import pad_batch, padded_size
+from fcn_ray.models.fcn import build_fcn
+from fcn_ray.models.losses import cross_entropy_sum
+from fcn_ray.models.metrics import Scores, confusion_matrix, scores
+from fcn_ray.models.prediction import build_predict_fn
+from fcn_ray.models.preprocessing import normalise
+from fcn_ray.models.weights import load_backbone_weights
+from fcn_ray.training import ingest
+from fcn_ray.training.checkpoints import (
+    Arrays,
+    Checkpoint,
+    best_checkpoint,
+    load_arrays,
+    load_newest,
+    remove_old,
+    save_checkpoint,
+)
+from fcn_ray.training.preflight import Job
+from fcn_ray.training.schedule import WarmupPoly
+
+Step = Callable[[tf.Tensor, tf.Tensor], tf.Tensor]
+
+Tell = Callable[[dict[str, Any]], None]
+"""Sends one record to the driver: {"kind": "step" | "epoch" | "bundle", ...}."""
+
+
+@dataclass
+class Replica:
+    """The network and optimizer of one worker, kept equal on all of them by the strategy."""
+
+    strategy: tf.distribute.Strategy
+    model: keras.Model
+    optimizer: keras.optimizers.Optimizer
+    rank: int
+    world: int
+
+    def arrays(self) -> Arrays:
+        """Every variable by name: the whole state of training."""
+        return {name: np.asarray(variable.value) for name, variable in self._variables().items()}
+
+    def assign(self, arrays: Arrays) -> None:
+        """Inverse of `arrays`."""
+        for name, variable in self._variables().items():
+            variable.assign(arrays[name])
+
+    def assign_weights(self, arrays: Arrays) -> None:
+        """Take the network's variables only."""
+        for name, variable in self._variables().items():
+            if name.startswith("model/"):
+                variable.assign(arrays[name])
+
+    def _variables(self) -> dict[str, keras.Variable]:
+        model = {f"model/{v.path}": v for v in self.model.variables}
+        return model | {f"optimizer/{i:04}/{v.path}": v for i, v in enumerate(self.optimizer.variables)}
+
+
+def run_worker(job: Job, tell: Tell) -> None:
+    """The worker's life: from the newest checkpoint, or the start, to the last epoch, then the bundle."""
+    config = job.config
+    replica = build_replica(job)
+    step = build_step(replica, job)
+    predict = tf.function(build_predict_fn(replica.model, job.preprocessing))
+    newest = load_newest(config.out)
+    first_epoch, steps_done = 0, 0
+    if newest:
+        checkpoint, arrays = newest
+        replica.assign(arrays)
+        first_epoch, steps_done = checkpoint.epoch, checkpoint.step
+    for epoch in range(first_epoch, config.epochs):
+        metrics = train_epoch(replica, step, job, epoch, tell)
+        steps_done += job.steps_per_epoch
+        result = validate(replica, predict, job) if job.val_pieces else None
+        metrics |= {"epoch": epoch + 1, "step": steps_done} | ({"val": result.to_dict()} if result else {})
+        if replica.rank == 0:
+            score = result.mean_iou if result else None
+            save_checkpoint(
+                config.out,
+                Checkpoint("", epoch + 1, steps_done, score, job.settings, metrics),
+                replica.arrays(),
+            )
+            remove_old(config.out, config.keep_checkpoints)
+            tell({"kind": "epoch", **metrics})
+        ray.train.report({"epoch": epoch + 1, "loss": metrics["loss"]})
+    if replica.rank == 0:
+        publish(replica, job, tell)
+
+
+def build_replica(job: Job) -> Replica:
+    """Strategy, network and optimizer of this worker; the same bits on every worker."""
+    config = job.config
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    keras.utils.set_random_seed(config.seed)
+    if config.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    if config.workers.threads:
+        tf.config.threading.set_intra_op_parallelism_threads(config.workers.threads)
+        tf.config.threading.set_inter_op_parallelism_threads(1)
+    for gpu in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(gpu, True)
+    collective = tf.distribute.experimental.CollectiveCommunication
+    options = tf.distribute.experimental.CommunicationOptions(
+        implementation=collective.NCCL if config.workers.gpus else collective.RING
+    )
+    strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+    with strategy.scope():
+        model = build_fcn(job.spec, precision=config.precision, seed=config.seed)
+        if config.model.weights:
+            load_backbone_weights(model, config.model.weights)
+        optimizer = build_optimizer(config, job.steps_per_epoch)
+        optimizer.build(model.trainable_variables)
+    return Replica(strategy, model, optimizer, rank, world)
+
+
+def build_optimizer(config: TrainConfig, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+    """SGD with momentum, poly schedule and decay of kernels (biases do not decay, as in the release's recipe)."""
+    settings = config.optimizer
+    optimizer = keras.optimizers.SGD(
+        WarmupPoly(settings.learning_rate, config.epochs * steps_per_epoch, settings.warmup_steps, settings.power),
+        momentum=settings.momentum,
+        weight_decay=settings.weight_decay or None,
+    )
+    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    return optimizer
+
+
+def build_step(replica: Replica, job: Job) -> Step:
+    """Function of this worker's images (N, H, W, 3) and labels (N, H, W), both uint8, that takes one step of all.
+
+    Returns the loss over all workers' valid pixels, float32.
+    """
+    model, optimizer, ignore_id = replica.model, replica.optimizer, job.labels.ignore_id
+
+    def on_replica(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        context = tf.distribute.get_replica_context()
+        with tf.GradientTape() as tape:
+            logits = model(normalise(images, job.preprocessing), training=True)
+            loss_sum, valid = cross_entropy_sum(tf.cast(labels, tf.int32), logits, ignore_id)
+            valid = context.all_reduce(tf.distribute.ReduceOp.SUM, valid)
+            loss = loss_sum / tf.maximum(valid, 1.0)
+        gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        return context.all_reduce(tf.distribute.ReduceOp.SUM, loss)
+
+    @tf.function(
+        input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8), tf.TensorSpec((None, None, None), tf.uint8)]
+    )
+    def step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
+        return replica.strategy.run(on_replica, args=(images, labels))
+
+    return step
+
+
+def train_epoch(replica: Replica, step: Step, job: Job, epoch: int, tell: Tell) -> dict[str, float]:
+    """All steps of one epoch; mean loss, images/s and the share of time spent waiting for input."""
+    config = job.config
+    size = config.batch_size // replica.world
+    rows = job.steps_per_epoch * size
+    reads = ingest.plan_epoch(job.train_pieces, config.seed, epoch)
+    share = ingest.take_share(reads, replica.rank * rows, (replica.rank + 1) * rows)
+    stage = ingest.Augmented(job.labels, config.augment, config.max_pixels, config.seed, epoch)
+    losses: list[float] = []
+    waited, start = 0.0, time.monotonic()
+    for number, batch, wait in _timed(ingest.stream(share, job.columns, stage, size)):
+        waited += wait
+        loss = float(step(batch[ingest.IMAGE], batch[ingest.LABEL]))
+        if not np.isfinite(loss):
+            raise DivergedError(
+                f"the loss is {loss} at step {epoch * job.steps_per_epoch + number + 1}: lower optimizer.learning_rate "
+                f"({config.optimizer.learning_rate:g}) or raise optimizer.warmup_steps, and go on with --resume"
+            )
+        losses.append(loss)
+        if replica.rank == 0:
+            done = epoch * job.steps_per_epoch + number + 1
+            tell({"kind": "step", "step": done, "epoch": epoch + 1, "loss": loss, "images": config.batch_size})
+    seconds = time.monotonic() - start
+    images = len(losses) * config.batch_size
+    return {
+        "loss": float(np.mean(losses)),
+        "images_per_second": images / seconds,
+        "input_wait": waited / seconds,
+        "seconds": seconds,
+    }
+
+
+def _timed(batches: Iterator[ingest.Batch]) -> Iterator[tuple[int, ingest.Batch, float]]:
+    number = 0
+    while True:
+        start = time.monotonic()
+        batch = next(batches, None)
+        if batch is None:
+            return
+        yield number, batch, time.monotonic() - start
+        number += 1
+
+
+def validate(replica: Replica, predict: Callable[..., Any], job: Job) -> Scores:
+    """The four FCN metrics over the whole validation set, each image at its own size; the same on every worker."""
+    n_rows = sum(piece.n_rows for piece in job.val_pieces)
+    start, stop = (n_rows * r // replica.world for r in (replica.rank, replica.rank + 1))
+    share = ingest.take_share(ingest.plan_pass(job.val_pieces), start, stop)
+    total = np.zeros((len(job.labels), len(job.labels) + 1), np.int64)
+    for batch in ingest.stream(share, job.columns, None, batch_size=8) if share else ():
+        for values in zip(*batch.values(), strict=True):
+            row = dict(zip(batch, values, strict=True))
+            image, label = ingest.decode_sample(row, job.labels, job.config.max_pixels)
+            height, width = label.shape
+            padded = pad_batch([image], *padded_size(height, width))
+            mask = predict(padded, np.int32([height]), np.int32([width]))[0][0, :height, :width]
+            total += confusion_matrix(label, np.asarray(mask), len(job.labels), job.labels.ignore_id)
+    return scores(_sum_over_workers(replica.strategy, total))
+
+
+def _sum_over_workers(strategy: tf.distribute.Strategy, counts: np.ndarray) -> np.ndarray:
+    @tf.function
+    def add(local: tf.Tensor) -> tf.Tensor:
+        def on_replica(value: tf.Tensor) -> tf.Tensor:
+            # identity: an argument has no device yet, and the reduction asks for one
+            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(value))
+
+        return strategy.run(on_replica, args=(local,))
+
+    return np.asarray(add(tf.constant(counts, tf.int64)))
+
+
+def publish(replica: Replica, job: Job, tell: Tell) -> None:
+    """Write the best checkpoint's weights as the bundle (rank 0)."""
+    best = best_checkpoint(job.config.out)
+    arrays = load_arrays(best) if best else None
+    if best is None or arrays is None:
+        return
+    replica.assign_weights(arrays)
+    metadata = {
+        "data": {"uri": job.config.data, "digest": job.data_digest},
+        "epoch": best.epoch,
+        "metrics": best.metrics.get("val", {}),
+        "config": job.config.model_dump(mode="json"),
+    }
+    bundle = save_bundle(f"{job.config.out}/bundle", replica.model, job.spec, job.labels, job.preprocessing, metadata)
+    tell(
+        {
+            "kind": "bundle",
+            "folder": bundle.folder,
+            "digest": bundle.digest,
+            "epoch": best.epoch,
+            "metrics": best.metrics,
+        }
+    )

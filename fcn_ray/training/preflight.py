@@ -1,0 +1,140 @@
+"""What a training job is, checked on the driver before the cluster is touched."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fcn_ray import storage
+from fcn_ray.config import CAFFE_PREPROCESSING, ModelSpec, Preprocessing, TrainConfig
+from fcn_ray.errors import ConfigError, DataError, ForeignOutputError
+from fcn_ray.labels import LabelSet
+from fcn_ray.training import ingest
+from fcn_ray.training.checkpoints import list_checkpoints
+
+CHECKED_SAMPLES = 256
+"""Images, spread evenly over each set, that are decoded before the start; the others are checked as they are read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """All that a worker needs to know; the same for every worker. Paths are absolute: workers run elsewhere."""
+
+    config: TrainConfig
+    spec: ModelSpec
+    labels: LabelSet
+    preprocessing: Preprocessing
+    columns: ingest.Columns
+    train_pieces: tuple[ingest.Piece, ...]
+    val_pieces: tuple[ingest.Piece, ...]
+    steps_per_epoch: int
+    settings: str
+    """Digest of what the weights depend on: a checkpoint with another one is not gone on from."""
+    data_digest: str
+
+
+def prepare(config: TrainConfig) -> Job:
+    """Check data, settings and the output folder; nothing is written.
+
+    Raises ConfigError, DataError, SchemaError or ForeignOutputError that names the place, the value and the way out.
+    """
+    config = _with_absolute_paths(config)
+    columns = ingest.Columns(config.image_column, config.mask_column)
+    train = ingest.open_collection(config.data, columns)
+    val = ingest.open_collection(config.val, columns) if config.val else None
+    labels = _find_labels(config, train)
+    if train.n_rows < config.batch_size:
+        raise DataError(f"{config.data} has {train.n_rows} images, fewer than batch_size {config.batch_size}")
+    data_digest = _digest([(p.path.rpartition("/")[2], p.row_group, p.n_rows) for p in train.pieces])
+    settings = _digest(
+        config.model_dump(
+            mode="json", exclude={"out", "val", "epochs", "workers", "resume", "keep_checkpoints", "address", "data"}
+        )
+        | {"labels": labels.to_json(), "data": data_digest}
+    )
+    _check_output(config, settings)
+    for collection in (train, val):
+        if collection:
+            _check_samples(collection.pieces, columns, labels, config.max_pixels)
+    return Job(
+        config=config,
+        spec=ModelSpec.from_config(config.model, len(labels)),
+        labels=labels,
+        preprocessing=CAFFE_PREPROCESSING if config.model.weights else Preprocessing(),
+        columns=columns,
+        train_pieces=train.pieces,
+        val_pieces=val.pieces if val else (),
+        steps_per_epoch=train.n_rows // config.batch_size,
+        settings=settings,
+        data_digest=data_digest,
+    )
+
+
+def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    weights = config.model.weights
+    if weights and weights != "imagenet":
+        if not storage.is_file(weights):
+            raise ConfigError(f'model.weights = {weights!r}: no such file; give a .npz or .h5 file, or "imagenet"')
+        weights = storage.absolute(weights)
+    return config.model_copy(
+        update={
+            "data": storage.absolute(config.data),
+            "val": storage.absolute(config.val) if config.val else None,
+            "out": storage.absolute(config.out),
+            "model": config.model.model_copy(update={"weights": weights}),
+        }
+    )
+
+
+def _find_labels(config: TrainConfig, train: ingest.Collection) -> LabelSet:
+    if config.classes:
+        return LabelSet.from_names(config.classes)
+    if train.labels is None:
+        raise DataError(
+            f"{config.data} does not name its classes in the Parquet metadata: "
+            "give them in the order of their ids, as classes: [sky, road, ...]"
+        )
+    return train.labels
+
+
+def _check_output(config: TrainConfig, settings: str) -> None:
+    """An existing run is only gone on from when asked to, and with the same settings."""
+    if storage.is_file(config.out):
+        raise ForeignOutputError(f"out = {config.out} is a file: choose a folder")
+    found = list_checkpoints(config.out)
+    if not found:
+        known = {"checkpoints", "config.yaml", "metrics.jsonl", "ray"}
+        foreign = sorted({e.path.partition("/")[0] for e in storage.list_files(config.out)} - known)
+        if foreign:
+            raise ForeignOutputError(f"{config.out} holds {foreign[:3]}, not a training run: choose another --out")
+        return
+    if not config.resume:
+        raise ForeignOutputError(
+            f"{config.out} holds a training run of {found[-1].epoch} epochs: add --resume to go on, "
+            "or choose another --out"
+        )
+    if found[-1].settings != settings:
+        raise ForeignOutputError(
+            f"{config.out} was trained with other settings or data: go on with those of {config.out}/config.yaml, "
+            "or choose another --out"
+        )
+
+
+def _check_samples(
+    pieces: tuple[ingest.Piece, ...], columns: ingest.Columns, labels: LabelSet, max_pixels: int
+) -> None:
+    owners = np.repeat(np.arange(len(pieces)), [p.n_rows for p in pieces])
+    rows = np.concatenate([np.arange(p.n_rows) for p in pieces])
+    chosen = np.unique(np.linspace(0, len(rows) - 1, min(CHECKED_SAMPLES, len(rows))).astype(int))
+    for owner in np.unique(owners[chosen]):
+        wanted = rows[chosen[owners[chosen] == owner]]
+        read = ingest.Read((pieces[owner],), np.stack([np.zeros_like(wanted), wanted], 1).astype(np.int32))
+        for row in ingest.read_rows(read, columns).to_pylist():
+            ingest.decode_sample(row, labels, max_pixels)
+
+
+def _digest(value: Any) -> str:
+    return storage.digest(json.dumps(value, sort_keys=True).encode())

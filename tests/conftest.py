@@ -1,0 +1,48 @@
+"""Shared fixtures: one Ray for the session, one tiny bundle, and small pictures made on the spot."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Before anything imports Ray: no token in the user's home, no bars, no chatter.
+os.environ["RAY_AUTH_MODE"] = "disabled"
+os.environ.pop("RAY_ADDRESS", None)
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    """One Ray on this machine for all tests that need one."""
+    import ray
+
+    from fcn_ray.cluster import connect
+
+    connect(cpus=4)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of a very small FCN-8s for three classes; its weights are random but always the same."""
+    import numpy as np
+
+    from fcn_ray.bundle import save_bundle
+    from fcn_ray.config import ModelSpec, Preprocessing
+    from fcn_ray.labels import LabelSet
+    from fcn_ray.models.fcn import build_fcn
+
+    spec = ModelSpec(width=0.05, fc_channels=8, num_classes=3)
+    model = build_fcn(spec, seed=7)
+    rng = np.random.default_rng(7)
+    for layer in model.layers:
+        if layer.name.startswith("score"):  # they start at zero, which would make every mask class 0
+            layer.set_weights([rng.normal(size=w.shape) for w in layer.get_weights()])
+    folder = tmp_path_factory.mktemp("bundle") / "tiny"
+    save_bundle(str(folder), model, spec, LabelSet.from_names(["sky", "road", "car"]), Preprocessing(), {})
+    return folder

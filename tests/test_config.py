@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from fcn_ray.config import (
+    ModelConfig,
+    ModelSpec,
+    SegmentConfig,
+    TrainConfig,
+    describe_config,
+    dump_config,
+    load_config,
+)
+from fcn_ray.errors import ConfigError
+
+TRAIN = {"data": "train.parquet", "out": "run"}
+
+
+def test_flags_beat_settings_which_beat_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("data: file\nout: file\nepochs: 1\nbatch_size: 1\n")
+    config = load_config(TrainConfig, str(file), ["epochs=2", "batch_size=2"], {"batch_size": 4, "val": None})
+    assert (config.data, config.epochs, config.batch_size, config.val) == ("file", 2, 4, None)
+
+
+def test_settings_reach_nested_keys_and_numbers_as_people_write_them() -> None:
+    config = load_config(TrainConfig, None, ["optimizer.learning_rate=1e-4", "augment.crop=[64, 96]"], TRAIN)
+    assert config.optimizer.learning_rate == 1e-4
+    assert config.augment.crop == (64, 96)
+
+
+def test_a_resolved_config_reads_back(tmp_path: Path) -> None:
+    config = load_config(TrainConfig, None, ["augment.scale=[0.5, 2]", "classes=[a, b]"], TRAIN)
+    file = tmp_path / "config.yaml"
+    file.write_text(dump_config(config))
+    assert load_config(TrainConfig, str(file)) == config
+
+
+@pytest.mark.parametrize(
+    ("settings", "parts"),
+    [
+        (["epoch=3"], ["epoch: unknown key", "'epochs'"]),
+        (["optimizer.learing_rate=1"], ["optimizer.learing_rate: unknown key", "'learning_rate'"]),
+        (["nothing_like_it=1"], ["nothing_like_it: unknown key", "valid keys", "epochs"]),
+        (["epochs=0"], ["epochs = 0", "greater than or equal to 1"]),
+        (["epochs=many"], ["epochs = 'many'", "integer"]),
+        (["epochs=1", "epochs.a=1"], ["epochs is a single value"]),
+        (["batch_size=5", "workers.count=2"], ["batch_size 5 must be a multiple of workers.count 2"]),
+        (["model.variant=4s"], ["model.variant = '4s'", "'8s'"]),
+        (["model.weights=a.npz", "model.width=0.5"], ["width 1.0", "0.5"]),
+        (["augment.scale=[2, 1]"], ["smallest, largest"]),
+        (["epochs"], ["KEY=VALUE"]),
+        (["classes=[a, *b]"], ["aliases"]),
+        (["classes=[a"], ["not valid YAML"]),
+    ],
+)
+def test_every_mistake_is_named_with_the_way_out(settings: list[str], parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(TrainConfig, None, settings, TRAIN)
+    for part in parts:
+        assert part in str(caught.value)
+    assert caught.value.exit_code == 2
+
+
+def test_missing_keys_are_all_named_at_once() -> None:
+    with pytest.raises(ConfigError, match=r"data: required.*out: required"):
+        load_config(TrainConfig)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("- a\n- b\n", "'key: value' lines"),
+        ("a: [", "not valid YAML"),
+        ("x: !!python/object:os.system {}", "not valid"),
+    ],
+)
+def test_a_file_that_is_no_mapping_is_refused(tmp_path: Path, text: str, part: str) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text(text)
+    with pytest.raises(ConfigError, match=part):
+        load_config(SegmentConfig, str(file))
+
+
+def test_a_missing_file_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"nowhere\.yaml cannot be read"):
+        load_config(SegmentConfig, "nowhere.yaml")
+
+
+def test_a_huge_file_is_refused_unparsed(tmp_path: Path) -> None:
+    file = tmp_path / "job.yaml"
+    file.write_text("# " + "x" * 1_000_001)
+    with pytest.raises(ConfigError, match="1000003 bytes"):
+        load_config(SegmentConfig, str(file))
+
+
+@pytest.mark.parametrize("kind", [TrainConfig, SegmentConfig])
+def test_every_knob_has_a_meaning(kind: type[TrainConfig] | type[SegmentConfig]) -> None:
+    assert [key for key, _, meaning in describe_config(kind) if not meaning] == []
+
+
+def test_a_spec_leaves_out_where_weights_came_from() -> None:
+    spec = ModelSpec.from_config(ModelConfig(weights="vgg16.npz", fc_channels=16), num_classes=3)
+    assert spec.num_classes == 3
+    assert "weights" not in spec.model_dump()

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fcn_ray.errors import DivergedError
+from fcn_ray.training.checkpoints import (
+    INDEX,
+    STATE,
+    Checkpoint,
+    best_checkpoint,
+    list_checkpoints,
+    load_newest,
+    remove_old,
+    save_checkpoint,
+)
+
+
+def _save(run: Path, epoch: int, score: float | None = None) -> Checkpoint:
+    arrays = {"model/a": np.full((2, 3), epoch, np.float32), "optimizer/step": np.array(epoch * 10)}
+    return save_checkpoint(str(run), Checkpoint("", epoch, epoch * 10, score, "s", {"loss": 0.5}), arrays)
+
+
+def test_the_newest_comes_back_whole(tmp_path: Path) -> None:
+    assert load_newest(str(tmp_path)) is None
+    _save(tmp_path, 1)
+    saved = _save(tmp_path, 2, 0.25)
+    found = load_newest(str(tmp_path))
+    assert found is not None
+    checkpoint, arrays = found
+    assert checkpoint == saved
+    assert (checkpoint.epoch, checkpoint.step, checkpoint.score, checkpoint.metrics) == (2, 20, 0.25, {"loss": 0.5})
+    np.testing.assert_array_equal(arrays["model/a"], np.full((2, 3), 2, np.float32))
+    assert arrays["optimizer/step"] == 20
+
+
+def _tear(folder: Path) -> None:
+    (folder / INDEX).unlink()
+
+
+def _flip(folder: Path) -> None:
+    data = bytearray((folder / STATE).read_bytes())
+    data[-1] ^= 1
+    (folder / STATE).write_bytes(data)
+
+
+def _garble(folder: Path) -> None:
+    (folder / INDEX).write_bytes(b'{"epoch": 3')
+
+
+def _lose(folder: Path) -> None:
+    (folder / STATE).unlink()
+
+
+@pytest.mark.parametrize("damage", [_tear, _flip, _garble, _lose])
+def test_a_damaged_one_is_passed_over(tmp_path: Path, damage: object) -> None:
+    _save(tmp_path, 1)
+    newest = _save(tmp_path, 2)
+    damage(Path(newest.folder))  # type: ignore[operator]
+    found = load_newest(str(tmp_path))
+    assert found is not None
+    assert found[0].epoch == 1
+
+
+def test_a_state_that_is_not_finite_is_never_written(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match="model/a is not finite after step 4"):
+        save_checkpoint(str(tmp_path), Checkpoint("", 1, 4, None, "s", {}), {"model/a": np.array([1, np.nan])})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_old_ones_go_the_best_stays(tmp_path: Path) -> None:
+    for epoch, score in enumerate([0.1, 0.9, 0.9, 0.2, 0.3, 0.4], start=1):
+        _save(tmp_path, epoch, score)
+    best = best_checkpoint(str(tmp_path))
+    assert best is not None
+    assert best.epoch == 2  # of equals the earlier
+    remove_old(str(tmp_path), keep=2)
+    assert [c.epoch for c in list_checkpoints(str(tmp_path))] == [2, 5, 6]
+
+
+def test_without_scores_the_newest_is_the_best(tmp_path: Path) -> None:
+    assert best_checkpoint(str(tmp_path)) is None
+    _save(tmp_path, 1)
+    _save(tmp_path, 2)
+    best = best_checkpoint(str(tmp_path))
+    assert best is not None
+    assert best.epoch == 2

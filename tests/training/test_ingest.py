@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fcn_ray.config import AugmentConfig
+from fcn_ray.errors import DataError, SchemaError
+from fcn_ray.images.codec import encode_image, encode_mask
+from fcn_ray.training import ingest
+from fcn_ray.training.ingest import Collection, Columns, Piece, Read, open_collection
+from tests import pictures
+
+COLUMNS = Columns("image", "mask")
+
+
+def _rows(reads: list[Read]) -> list[tuple[int, int]]:
+    """(row group, row) in the order of delivery."""
+    return [(read.pieces[piece].row_group, int(row)) for read in reads for piece, row in read.rows]
+
+
+pieces = st.lists(st.integers(0, 9), min_size=1, max_size=12).map(
+    lambda sizes: tuple(Piece("a.parquet", i, 0, n) for i, n in enumerate(sizes))
+)
+
+
+@given(pieces, st.integers(0, 5), st.integers(1, 20))
+def test_an_epoch_delivers_every_row_once_in_an_order_of_its_own(
+    pieces: tuple[Piece, ...], epoch: int, window: int
+) -> None:
+    everything = sorted((p.row_group, row) for p in pieces for row in range(p.n_rows))
+    order = _rows(ingest.plan_epoch(pieces, 1, epoch, window))
+    assert sorted(order) == everything
+    assert order == _rows(ingest.plan_epoch(pieces, 1, epoch, window))
+
+
+def test_epochs_and_seeds_differ() -> None:
+    pieces = tuple(Piece("a.parquet", i, 0, 10) for i in range(10))
+    orders = [_rows(ingest.plan_epoch(pieces, seed, epoch)) for seed in (1, 2) for epoch in (0, 1)]
+    assert len({tuple(order) for order in orders}) == 4
+
+
+@given(pieces, st.integers(1, 4), st.integers(1, 9))
+def test_shares_are_equal_and_disjoint_and_follow_the_order(
+    pieces: tuple[Piece, ...], workers: int, window: int
+) -> None:
+    reads = ingest.plan_epoch(pieces, 7, 0, window)
+    rows = len(_rows(reads)) // workers
+    shares = [_rows(ingest.take_share(reads, r * rows, (r + 1) * rows)) for r in range(workers)]
+    assert [row for share in shares for row in share] == _rows(reads)[: rows * workers]
+    assert {len(share) for share in shares} == {rows}
+
+
+def test_a_share_reads_only_the_pieces_it_needs() -> None:
+    read = Read(tuple(Piece("a", i, 0, 1) for i in range(4)), np.array([[0, 0], [1, 0], [2, 0], [3, 0]], np.int32))
+    (share,) = ingest.take_share([read], 1, 3)
+    assert [piece.row_group for piece in share.pieces] == [1, 2]
+
+
+def test_rows_come_in_the_planned_order_with_the_right_keys(tmp_path: Path) -> None:
+    path = pictures.write_parquet(tmp_path / "train.parquet", 10, group=4)
+    collection = open_collection(str(path), COLUMNS)
+    assert [p.n_rows for p in collection.pieces] == [4, 4, 2]
+    assert (collection.n_rows, collection.labels) == (10, pictures.LABELS)
+    read = Read(collection.pieces[1:], np.array([[1, 1], [0, 2]], np.int32))
+    table = ingest.read_rows(read, COLUMNS)
+    assert table["key"].to_pylist() == [f"{path}#9", f"{path}#6"]
+    names = pq.read_table(path)
+    assert table["image"].to_pylist() == [names["image"][9].as_py(), names["image"][6].as_py()]
+
+
+def test_hf_structs_read_like_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "hf.parquet"
+    struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    cells = pa.array([{"bytes": b"x", "path": None}, {"bytes": None, "path": "a.png"}], struct)
+    pq.write_table(pa.table({"image": cells, "mask": cells}), path)
+    table = ingest.read_rows(ingest.plan_pass(open_collection(str(path), COLUMNS).pieces)[0], COLUMNS)
+    assert table["image"].to_pylist() == [b"x", None]
+
+
+def test_augmentation_depends_on_seed_epoch_and_image_only(tmp_path: Path) -> None:
+    path = pictures.write_parquet(tmp_path / "train.parquet", 6)
+    (read,) = ingest.plan_epoch(open_collection(str(path), COLUMNS).pieces, 0, 0)
+    table = ingest.read_rows(read, COLUMNS)
+    config = AugmentConfig(crop=(32, 40))
+
+    def images(order: list[int], epoch: int) -> np.ndarray:
+        part = table.take(order)
+        batch = {name: np.array(part[name].to_pylist(), object) for name in part.column_names}
+        return ingest.Augmented(pictures.LABELS, config, 10**6, 1, epoch)(batch)["image"]
+
+    forward = images([0, 1, 2, 3, 4, 5], 0)
+    assert forward.shape == (6, 32, 40, 3)
+    np.testing.assert_array_equal(images([5, 0], 0), forward[[5, 0]])
+    assert (images([0, 1], 1) != forward[:2]).any()
+
+
+def _row(image: bytes | None, mask: bytes | None) -> dict[str, object]:
+    return {"image": image, "label": mask, "key": "data.parquet#3"}
+
+
+def test_bad_training_rows_are_refused_by_name() -> None:
+    good = encode_image(np.zeros((8, 10, 3), np.uint8), "PNG")
+    mask = np.zeros((8, 10), np.uint8)
+    for row, parts in [
+        (_row(b"<html>", encode_mask(mask)), ["not_image"]),
+        (_row(None, encode_mask(mask)), ["null"]),
+        (_row(good, encode_mask(mask[:, :9])), ["image is 10x8", "mask 9x8"]),
+        (_row(good, encode_mask(mask + 3)), ["class ids [3]", "0..2 or 255"]),
+        (_row(good, b"no png"), []),
+        (_row(good, None), []),
+    ]:
+        with pytest.raises(DataError) as caught:
+            ingest.decode_sample(row, pictures.LABELS, 10**6)
+        assert all(part in str(caught.value) for part in ["data.parquet#3", *parts])
+    ingest.decode_sample(_row(good, encode_mask(mask + 255)), pictures.LABELS, 10**6)
+
+
+def test_collections_that_cannot_train_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no Parquet file"):
+        open_collection(str(tmp_path), COLUMNS)
+    (tmp_path / "a.parquet").write_bytes(b"PAR1 but no more")
+    with pytest.raises(DataError, match=r"a\.parquet is not a readable Parquet file"):
+        open_collection(str(tmp_path), COLUMNS)
+    pq.write_table(pa.table({"image": [b""]}), tmp_path / "a.parquet")
+    with pytest.raises(SchemaError, match=r"no column 'mask', only \['image'\]"):
+        open_collection(str(tmp_path / "a.parquet"), COLUMNS)
+    pq.write_table(pa.table({"image": [b""], "mask": [b""]}).slice(0, 0), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match="no rows"):
+        open_collection(str(tmp_path), COLUMNS)
+    assert Collection((), 0, None).n_rows == 0
