@@ -114,7 +114,10 @@ class Bundle:
         uri = storage.join(self.folder, WEIGHTS)
         data = storage.read_bytes(uri)
         if (found := storage.digest(data)) != self.weights_sha256:
-            raise BundleError(f"{uri} changed after the bundle was loaded: sha256 {found}, not {self.weights_sha256}")
+            raise BundleError(
+                f"{uri} changed after the bundle was loaded: sha256 {found}, not {self.weights_sha256}; "
+                "put it back, or run the command again"
+            )
         model = build_fcn(self.spec, precision=precision)
         assign_weights(model, data, uri)
         return model
@@ -154,20 +157,28 @@ def save_bundle(
     text = _manifest_text(spec, labels, preprocessing, data, metadata)
     manifest = _parse_manifest(text, storage.join(folder, MANIFEST))
     bundle = _to_bundle(folder, manifest)
-    if storage.is_file(storage.join(folder, MANIFEST)):
-        return _same_bundle(bundle)
-    uri = storage.join(folder, WEIGHTS)
-    if not storage.put_if_absent(uri, data) and _file_digest(uri) != bundle.weights_sha256:
+    if not storage.is_file(storage.join(folder, MANIFEST)):
+        _put_weights(storage.join(folder, WEIGHTS), data)
+        storage.replace(storage.join(folder, CARD), _card(bundle, manifest.versions))
+        if storage.put_if_absent(storage.join(folder, MANIFEST), text):
+            return bundle
+    return _existing(bundle)
+
+
+def _put_weights(uri: str, data: bytes) -> None:
+    """Store the weights, unless the same ones are there from a save that was interrupted."""
+    if not storage.put_if_absent(uri, data) and _file_digest(uri) != storage.digest(data):
         raise BundleError(f"{uri} holds other weights and no {MANIFEST} beside it: delete it, or choose another folder")
-    metrics = bundle.metadata.get("metrics") or {}
-    card = write_card(spec, labels, preprocessing, metrics, manifest.versions, bundle.digest)
-    storage.replace(storage.join(folder, CARD), card.encode())
-    if not storage.put_if_absent(storage.join(folder, MANIFEST), text):
-        return _same_bundle(bundle)
-    return bundle
 
 
-def _same_bundle(bundle: Bundle) -> Bundle:
+def _card(bundle: Bundle, versions: dict[str, str]) -> bytes:
+    metrics = bundle.metadata.get("metrics")
+    metrics = metrics if isinstance(metrics, dict) else {}
+    card = write_card(bundle.spec, bundle.labels, bundle.preprocessing, metrics, versions, bundle.digest)
+    return card.encode()
+
+
+def _existing(bundle: Bundle) -> Bundle:
     """The bundle that is in the folder of `bundle` already, if it is the same network."""
     found = load_bundle(bundle.folder)
     if found.digest != bundle.digest:

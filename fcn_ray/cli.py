@@ -85,7 +85,8 @@ def demo(
     from fcn_ray.demo import demo as run
     from fcn_ray.reports.console import print_demo
 
-    return print_demo(run(str(out), verbose=verbose))
+    print_demo(run(str(out), verbose=verbose))
+    return EXIT_COMPLETE
 
 
 @app.command(
@@ -200,7 +201,7 @@ def audit(output: Annotated[str, typer.Argument(help="Output folder of `fcn-ray 
 
     report = run(output)
     print_audit(report)
-    if report.findings:
+    if report.n_findings:
         return AuditError.exit_code
     return IncompleteError.exit_code if report.incomplete else EXIT_COMPLETE
 
@@ -216,11 +217,11 @@ def config_show(
     settings: Settings = None,
 ) -> int:
     """Print every setting of a job with its default and meaning, or the resolved settings of a file."""
-    from fcn_ray.config import SegmentConfig, TrainConfig, describe_config, dump_config
+    from fcn_ray.config import Section, SegmentConfig, TrainConfig, describe_config, dump_config
     from fcn_ray.errors import ConfigError
     from fcn_ray.reports.console import print_settings
 
-    kinds = {"train": TrainConfig, "segment": SegmentConfig}
+    kinds: dict[str, type[Section]] = {"train": TrainConfig, "segment": SegmentConfig}
     if job not in kinds:
         raise ConfigError(f"config show {job!r}: expected one of {', '.join(kinds)}")
     if config or settings:

@@ -15,6 +15,7 @@ WORKER_ENVIRONMENT: Mapping[str, str] = {
     "KERAS_BACKEND": "tensorflow",
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 """Set in every Ray process of a job, unless the job's own environment sets the same name."""
 

@@ -88,7 +88,6 @@ CAFFE_PREPROCESSING = Preprocessing(channels="BGR", mean=(103.939, 116.779, 123.
 """What the ImageNet VGG16 kernels of keras-applications were trained with (fcn.md 2.5)."""
 
 
-
 # -------------------------------------------------------------------------------------------------------- training
 
 
@@ -162,6 +161,8 @@ class TrainConfig(Section):
     workers: WorkersConfig = WorkersConfig()
     epochs: Positive = 30
     """Passes over the training set."""
+    val_every: Positive = 1
+    """Epochs between two validations; the last epoch is always validated."""
     batch_size: Positive = 8
     """Images in one step, over all workers together."""
     precision: Literal["float32", "bfloat16"] = "float32"

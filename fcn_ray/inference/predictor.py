@@ -120,7 +120,8 @@ def compile_predict(bundle: Bundle, threads: int) -> PredictFunction:
         tf.TensorSpec((None,), tf.int32),
     ]
     compiled: PredictFunction = tf.function(function, input_signature=signature, autograph=False)
-    compiled(np.zeros((1, 32, 32, 3), np.uint8), np.int32([32]), np.int32([32]))
+    side = np.array([32], np.int32)
+    compiled(np.zeros((1, 32, 32, 3), np.uint8), side, side)
     return compiled
 
 

@@ -13,7 +13,8 @@ from fcn_ray.errors import BundleError
 
 def dump_weights(model: keras.Model) -> bytes:
     """The weights of `model`; states of random generators are no weights. BundleError when one is not finite."""
-    arrays = {weight.path: ops.convert_to_numpy(weight) for weight in model.weights}
+    # safetensors takes the memory as it lies, so it must lie in the order of the indices.
+    arrays = {weight.path: np.asarray(ops.convert_to_numpy(weight), order="C") for weight in model.weights}
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise BundleError(f"weight {name} is not finite: the network has diverged; save an earlier checkpoint")
@@ -39,10 +40,10 @@ def assign_weights(model: keras.Model, data: bytes, where: str) -> None:
             f"{where} does not fit the network of its spec: missing {missing[:5]}, unknown {unknown[:5]}; "
             "get the bundle again, or use the fcn_ray that wrote it"
         )
-    for name, array in arrays.items():
-        _check_array(array, tuple(weights[name].shape), f"{where}: {name}")
-    for name, array in arrays.items():
-        weights[name].assign(array)
+    for name, weight in weights.items():
+        _check_array(arrays[name], tuple(weight.shape), f"{where}: {name}")
+    for name, weight in weights.items():
+        weight.assign(arrays[name])
 
 
 def _check_array(array: np.ndarray, shape: tuple[int, ...], where: str) -> None:

@@ -12,7 +12,7 @@ from fcn_ray.reports.progress import format_duration
 
 if TYPE_CHECKING:
     from fcn_ray.demo import DemoReport
-    from fcn_ray.inference.job import SegmentReport
+    from fcn_ray.inference.report import SegmentReport
     from fcn_ray.tables.audit import AuditReport
     from fcn_ray.training.job import TrainReport
 

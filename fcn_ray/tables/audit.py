@@ -1,8 +1,8 @@
 """The audit: proves from what is stored that a run keeps its promises. Shares no code with the writer (DESIGN 5).
 
 Checked: the run folder's fingerprint; each plan and each chunk's id, computed again; no input version in two chunks;
-one whole mask file for each chunk and none outside the plan; every row's key, origin, status and mask; sizes and digests
-as in the manifests; `_SUCCESS`. Reading verifies the checksum of every page.
+one whole mask file for each chunk and none outside the plan; every row's key, origin, status and mask; sizes and
+digests as in the manifests; `_SUCCESS`. Reading verifies the checksum of every page.
 """
 
 from __future__ import annotations

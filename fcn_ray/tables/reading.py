@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,16 +18,11 @@ from fcn_ray import storage
 from fcn_ray.errors import FcnRayError, SchemaError
 from fcn_ray.tables import schema
 from fcn_ray.tables.columns import Columns, carried_columns, find_image_column, is_text, plain_type, read_table_schema
+from fcn_ray.tables.cursor import read_slice
 from fcn_ray.tables.sources import Piece, source_uri
 
 MAX_FILE_BYTES = 1_000_000_000
 """Larger image files are `too_big` unread: no picture within the pixel limit needs that much."""
-
-_BATCH_ROWS = 32
-"""Rows that are decoded at a time, so that skipping to the start of a slice holds few images."""
-
-_READ_BUFFER = 1 << 20
-"""Bytes read at a time from a column: with a buffer, pyarrow does not load a whole row group for a few of its rows."""
 
 _UNREADABLE, _CHANGED, _TOO_BIG = "unreadable", "changed", "too_big"
 
@@ -73,8 +67,7 @@ def read_parquet_rows(input_uri: str, piece: Piece, columns: Columns) -> pa.Tabl
     """
     uri = source_uri(input_uri, piece.path)
     try:
-        with storage.open_file(uri) as file:
-            table = _TablePart.open(file, uri, piece, columns).read()
+        table = _TablePart.find(uri, piece, columns).read()
     except (FcnRayError, pa.ArrowException, OSError, ValueError) as error:
         table = _lost_rows(piece, piece.first_row, piece.n_rows, (_UNREADABLE, str(error)))
     problem = _version_problem(uri, piece)
@@ -83,21 +76,24 @@ def read_parquet_rows(input_uri: str, piece: Piece, columns: Columns) -> pa.Tabl
 
 @dataclass(frozen=True, slots=True)
 class _TablePart:
-    """The rows of an open Parquet file that a piece stands for, and the columns that are wanted from it."""
+    """The rows of a Parquet file that a piece stands for, and the columns that are wanted from it."""
 
-    parquet: pq.ParquetFile
-    folder: str
+    uri: str
     piece: Piece
+    groups: list[int]
+    """Rows of each row group."""
     image: str
     id: str | None
     carried: dict[str, pa.Field]
 
     @classmethod
-    def open(cls, file: BinaryIO, uri: str, piece: Piece, columns: Columns) -> _TablePart:
-        arrow = read_table_schema(pq.read_metadata(file))  # refuses what is not safe before a reader sees it
-        parquet = pq.ParquetFile(file, pre_buffer=False, buffer_size=_READ_BUFFER, page_checksum_verification=True)
-        image, folder = find_image_column(arrow, columns.image), uri.rpartition("/")[0] or "."
-        return cls(parquet, folder, piece, image, columns.id, carried_columns(arrow, columns))
+    def find(cls, uri: str, piece: Piece, columns: Columns) -> _TablePart:
+        with storage.open_file(uri) as file:
+            metadata = pq.read_metadata(file)
+        arrow = read_table_schema(metadata)  # refuses what is not safe, before a row is read
+        groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        image, carried = find_image_column(arrow, columns.image), carried_columns(arrow, columns)
+        return cls(uri, piece, groups, image, columns.id, carried)
 
     def read(self) -> pa.Table:
         tables = []
@@ -117,24 +113,15 @@ class _TablePart:
     def _slices(self) -> Iterator[tuple[int, int, int, int]]:
         """(row group, first row in it, number of rows, first row in the file) of each part of the piece."""
         begin, end, offset = self.piece.first_row, self.piece.first_row + self.piece.n_rows, 0
-        for group in range(self.parquet.metadata.num_row_groups):
-            size = self.parquet.metadata.row_group(group).num_rows
+        for group, size in enumerate(self.groups):
             first, last = max(begin, offset), min(end, offset + size)
             if first < last:
                 yield group, first - offset, last - first, first
             offset += size
 
     def _read_group(self, group: int, start: int, count: int) -> pa.Table:
-        names = list({self.image, *self.carried} | ({self.id} if self.id else set()))
-        parts, offset = [], 0
-        for batch in self.parquet.iter_batches(_BATCH_ROWS, row_groups=[group], columns=names, use_threads=False):
-            first, last = max(0, start - offset), min(batch.num_rows, start + count - offset)
-            if first < last:
-                parts.append(batch.slice(first, last - first))
-            offset += batch.num_rows
-            if offset >= start + count:
-                break
-        return pa.Table.from_batches(parts)
+        names = {self.image, *self.carried} | ({self.id} if self.id else set())
+        return read_slice(self.uri, self.piece.version, group, list(names), start, count)
 
     def _normalise(self, table: pa.Table, first_row: int) -> pa.Table:
         rows = range(first_row, first_row + table.num_rows)
@@ -142,7 +129,7 @@ class _TablePart:
         if self.id is not None:
             named = _text(_plain(table[self.id]).cast(pa.string())).to_pylist()
             ids = [default if name is None else name for name, default in zip(named, ids, strict=True)]
-        image, problems = _read_cells(_plain(table[self.image]), self.folder)
+        image, problems = _read_cells(_plain(table[self.image]), self.uri.rpartition("/")[0] or ".")
         result = _table(ids, self.piece.path, rows, image, problems)
         for name, field in self.carried.items():
             result = result.append_column(field, _text(_plain(table[name])))

@@ -168,7 +168,7 @@ def _encoded(column: pa.ChunkedArray, piece: Piece, name: str) -> pa.ChunkedArra
 
 
 def decode_sample(row: dict[str, Any], labels: LabelSet, max_pixels: int) -> tuple[np.ndarray, np.ndarray]:
-    """Image (H, W, 3) and label (H, W), both uint8, of an encoded row. Raises DataError naming the row and the fault."""
+    """Image (H, W, 3) and label (H, W), both uint8, of an encoded row. Raises DataError that names the row."""
     key = row[KEY]
     try:
         image = decode_image(row[IMAGE], max_pixels).pixels

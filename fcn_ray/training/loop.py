@@ -89,9 +89,10 @@ def run_worker(job: Job, tell: Tell) -> None:
         replica.assign(arrays)
         first_epoch, steps_done = checkpoint.epoch, checkpoint.step
     for epoch in range(first_epoch, config.epochs):
-        metrics = train_epoch(replica, step, job, epoch, tell)
+        metrics: dict[str, Any] = dict(train_epoch(replica, step, job, epoch, tell))
         steps_done += job.steps_per_epoch
-        result = validate(replica, predict, job) if job.val_pieces else None
+        due = (epoch + 1) % config.val_every == 0 or epoch + 1 == config.epochs
+        result = validate(replica, predict, job) if job.val_pieces and due else None
         metrics |= {"epoch": epoch + 1, "step": steps_done} | ({"val": result.to_dict()} if result else {})
         if replica.rank == 0:
             score = result.mean_iou if result else None
@@ -164,13 +165,13 @@ def build_step(replica: Replica, job: Job) -> Step:
         optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
         return context.all_reduce(tf.distribute.ReduceOp.SUM, loss)
 
-    @tf.function(
-        input_signature=[tf.TensorSpec((None, None, None, 3), tf.uint8), tf.TensorSpec((None, None, None), tf.uint8)]
-    )
     def step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         return replica.strategy.run(on_replica, args=(images, labels))
 
-    return step
+    pixels = (None, None, None)
+    signature = [tf.TensorSpec((*pixels, 3), tf.uint8), tf.TensorSpec(pixels, tf.uint8)]
+    compiled: Step = tf.function(step, input_signature=signature)
+    return compiled
 
 
 def train_epoch(replica: Replica, step: Step, job: Job, epoch: int, tell: Tell) -> dict[str, float]:
@@ -228,20 +229,17 @@ def validate(replica: Replica, predict: Callable[..., Any], job: Job) -> Scores:
             image, label = ingest.decode_sample(row, job.labels, job.config.max_pixels)
             height, width = label.shape
             padded = pad_batch([image], *padded_size(height, width))
-            mask = predict(padded, np.int32([height]), np.int32([width]))[0][0, :height, :width]
+            mask = predict(padded, np.array([height], np.int32), np.array([width], np.int32))[0][0, :height, :width]
             total += confusion_matrix(label, np.asarray(mask), len(job.labels), job.labels.ignore_id)
     return scores(_sum_over_workers(replica.strategy, total))
 
 
 def _sum_over_workers(strategy: tf.distribute.Strategy, counts: np.ndarray) -> np.ndarray:
-    @tf.function
-    def add(local: tf.Tensor) -> tf.Tensor:
-        def on_replica(value: tf.Tensor) -> tf.Tensor:
-            # identity: an argument has no device yet, and the reduction asks for one
-            return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(value))
+    def on_replica(value: tf.Tensor) -> tf.Tensor:
+        # identity: an argument has no device yet, and the reduction asks for one
+        return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(value))
 
-        return strategy.run(on_replica, args=(local,))
-
+    add = tf.function(lambda local: strategy.run(on_replica, args=(local,)))
     return np.asarray(add(tf.constant(counts, tf.int64)))
 
 

@@ -51,7 +51,8 @@ def prepare(config: TrainConfig) -> Job:
     data_digest = _digest([(p.path.rpartition("/")[2], p.row_group, p.n_rows) for p in train.pieces])
     settings = _digest(
         config.model_dump(
-            mode="json", exclude={"out", "val", "epochs", "workers", "resume", "keep_checkpoints", "address", "data"}
+            mode="json",
+            exclude={"out", "val", "val_every", "epochs", "workers", "resume", "keep_checkpoints", "address", "data"},
         )
         | {"labels": labels.to_json(), "data": data_digest}
     )

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from fcn_ray.config import CAFFE_PREPROCESSING, Preprocessing
+from fcn_ray.models.prediction import PredictFn, build_predict_fn
+from fcn_ray.models.preprocessing import normalise
+from tests.networks import tiny_model
+
+pytestmark = pytest.mark.keras
+
+PLAIN = Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
+
+
+def compiled(model: keras.Model, preprocessing: Preprocessing) -> PredictFn:
+    sizes = tf.TensorSpec((None,), tf.int32)
+    signature = [tf.TensorSpec((None, None, None, 3), tf.uint8), sizes, sizes]
+    return tf.function(build_predict_fn(model, preprocessing), input_signature=signature, autograph=False)
+
+
+@pytest.fixture(scope="module")
+def colours_as_logits() -> keras.Model:
+    """Three classes; the logits of a pixel are its red, green and blue."""
+    inputs = keras.Input((None, None, 3))
+    return keras.Model(inputs, keras.layers.Identity()(inputs))
+
+
+def test_counts_and_confidences_by_hand(colours_as_logits: keras.Model) -> None:
+    images = np.zeros((2, 32, 32, 3), np.uint8)
+    images[0, 0, :3] = [[2, 0, 0], [0, 3, 0], [0, 9, 0]]
+    images[1, :2, 0] = [[0, 0, 1], [0, 0, 0]]
+    masks, pixels, mean, least = compiled(colours_as_logits, PLAIN)(images, [1, 2], [3, 1])
+
+    def top(logit: float) -> float:
+        return np.exp(logit) / (np.exp(logit) + 2)
+
+    assert (masks.dtype, pixels.dtype, mean.dtype) == (tf.uint8, tf.int32, tf.float32)
+    assert masks[0, 0, :3].numpy().tolist() == [0, 1, 1]
+    assert masks[1, :2, 0].numpy().tolist() == [2, 0]
+    assert pixels.numpy().tolist() == [[1, 2, 0], [1, 0, 1]]
+    np.testing.assert_allclose(mean, [(top(2) + top(3) + top(9)) / 3, (top(1) + top(0)) / 2], rtol=1e-6)
+    np.testing.assert_allclose(least, [min(top(2), (top(3) + top(9)) / 2), top(0)], rtol=1e-6)
+
+
+def test_large_logits_do_not_overflow(colours_as_logits: keras.Model) -> None:
+    images = np.full((1, 32, 32, 3), [255, 0, 0], np.uint8)
+    _, pixels, mean, least = compiled(colours_as_logits, PLAIN)(images, [32], [32])
+    assert pixels.numpy().tolist() == [[1024, 0, 0]]
+    np.testing.assert_allclose([mean[0], least[0]], 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("preprocessing", [CAFFE_PREPROCESSING, Preprocessing()], ids=["caffe", "plain"])
+def test_an_image_in_a_batch_gets_the_mask_it_gets_alone(preprocessing: Preprocessing) -> None:
+    model = tiny_model()
+    predict = compiled(model, preprocessing)
+    rng = np.random.default_rng(0)
+    sizes = [(64, 96), (33, 65), (50, 70), (64, 66)]
+    batch = rng.integers(0, 256, (4, 64, 96, 3), np.uint8)  # what lies outside an image is not zero on purpose
+    masks, pixels, mean, least = predict(batch, *np.int32(sizes).T)
+    for i, (height, width) in enumerate(sizes):
+        cut = batch[i : i + 1, :height, :width]
+        logits = np.asarray(model(normalise(cut, preprocessing)))[0]  # the network pads by itself
+        expected = logits.argmax(axis=-1)
+        assert np.array_equal(masks[i, :height, :width], expected)
+        assert pixels[i].numpy().tolist() == np.bincount(expected.ravel(), minlength=4).tolist()
+        alone = np.zeros((1, 64, 96, 3), np.uint8)
+        alone[:, :height, :width] = cut
+        mask, _, mean_alone, least_alone = predict(alone, [height], [width])
+        assert np.array_equal(masks[i, :height, :width], mask[0, :height, :width])
+        np.testing.assert_allclose([mean[i], least[i]], [mean_alone[0], least_alone[0]], rtol=1e-5)
+    assert len(np.unique(masks)) > 1
+
+
+def test_confidence_is_the_softmax_of_the_logits() -> None:
+    model = tiny_model()
+    image = np.random.default_rng(1).integers(0, 256, (1, 32, 64, 3), np.uint8)
+    _, _, mean, least = compiled(model, Preprocessing())(image, [32], [64])
+    softmax = np.asarray(keras.ops.softmax(model(normalise(image, Preprocessing()))))[0]
+    top, mask = softmax.max(axis=-1), softmax.argmax(axis=-1)
+    assert float(mean[0]) == pytest.approx(top.mean(), rel=1e-5)
+    assert float(least[0]) == pytest.approx(min(top[mask == k].mean() for k in np.unique(mask)), rel=1e-5)

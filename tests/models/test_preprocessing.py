@@ -1,0 +1,23 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from fcn_ray.config import CAFFE_PREPROCESSING, Preprocessing
+from fcn_ray.models.preprocessing import normalise
+
+pytestmark = pytest.mark.keras
+
+PIXEL = np.uint8([[[[10, 20, 250]]]])
+
+
+def test_rgb_is_scaled_in_its_own_order() -> None:
+    found = normalise(PIXEL, Preprocessing(mean=(1, 2, 3), std=(1, 2, 4)))
+    np.testing.assert_allclose(found, [[[[9, 9, 61.75]]]])
+    assert found.dtype == tf.float32
+
+
+def test_bgr_is_turned_round_before_the_mean_is_taken() -> None:
+    found = normalise(PIXEL, CAFFE_PREPROCESSING)
+    np.testing.assert_allclose(found, [[[[250 - 103.939, 20 - 116.779, 10 - 123.68]]]], rtol=1e-6)

@@ -1,0 +1,278 @@
+import itertools
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fcn_ray import storage
+from fcn_ray.config import ChunkConfig
+from fcn_ray.errors import AuditError, SchemaError, StorageError
+from fcn_ray.tables import plan, planfile
+from fcn_ray.tables.audit_plans import check_coverage, check_plan
+from fcn_ray.tables.columns import Columns
+from fcn_ray.tables.plan import (
+    PlanLog,
+    Totals,
+    count_chunks,
+    extend_plan,
+    pending_chunks,
+    preview_plan,
+    read_chunk,
+    read_log,
+)
+from fcn_ray.tables.sources import Piece, Source, list_inputs
+from tests.tables.making import write_images, write_table
+
+
+def _extend(root: Path, rows: int = 3, put: plan.Put = storage.put_if_absent) -> PlanLog:
+    return extend_plan(f"{root}/run", f"{root}/in", ChunkConfig(rows=rows), Columns(), put)
+
+
+def _chunks(root: Path) -> dict[str, list[Piece]]:
+    """Every chunk of the log by id; two of one id would be an error of their own."""
+    refs = list(pending_chunks(read_log(f"{root}/run")))
+    chunks = {ref.chunk_id: read_chunk(f"{root}/run", ref) for ref in refs}
+    assert len(chunks) == len(refs)
+    return chunks
+
+
+def _covered(root: Path) -> Counter[tuple[str, str, int]]:
+    """How often each row of each input version is planned."""
+    pieces = itertools.chain.from_iterable(_chunks(root).values())
+    return Counter((p.path, p.version, row) for p in pieces for row in range(p.first_row, p.first_row + p.n_rows))
+
+
+def _versions(root: Path, rows: int = 1) -> set[tuple[str, str, int]]:
+    return {
+        (source.path, source.version, row)
+        for source in list_inputs(f"{root}/in")
+        for row in range(rows if source.kind == "parquet" else 1)
+    }
+
+
+def _audit(root: Path) -> list[tuple[str, str]]:
+    numbers = range(1, read_log(f"{root}/run").newest + 1)
+    found = [problem for number in numbers for problem in check_plan(f"{root}/run", number)]
+    return found + list(check_coverage(f"{root}/run", numbers))
+
+
+def test_a_plan_holds_all_inputs_and_workers_find_their_part(tmp_path: Path) -> None:
+    write_images(tmp_path / "in", *(f"{i}.png" for i in range(7)))
+    write_table(tmp_path / "in" / "t.parquet", 10, group=4)
+    (tmp_path / "in" / "bad.parquet").write_bytes(b"")
+    log = _extend(tmp_path)
+    assert (log.newest, log.chunks, log.rows, log.new_chunks, log.new_rows) == (1, 7, 17, 7, 17)
+    assert [table.path for table in log.listing.quarantined] == ["bad.parquet"]
+    refs = list(pending_chunks(log))
+    assert [(ref.plan, ref.first, ref.count, ref.n_rows) for ref in refs] == [
+        *[(1, 0, 3, 3), (1, 3, 3, 3), (1, 6, 1, 1)],
+        *[(1, 7, 1, 3), (1, 8, 1, 3), (1, 9, 1, 2), (1, 10, 1, 2)],
+    ]
+    assert [piece.path for piece in read_chunk(log.run_uri, refs[1])] == ["3.png", "4.png", "5.png"]
+    assert [(p.path, p.first_row, p.n_rows) for p in read_chunk(log.run_uri, refs[4])] == [("t.parquet", 3, 3)]
+    assert _audit(tmp_path) == []
+
+
+def test_without_new_inputs_there_is_no_new_plan(tmp_path: Path) -> None:
+    write_images(tmp_path / "in", "a.png", "b.png")
+    _extend(tmp_path)
+    log = _extend(tmp_path, put=lambda uri, data: pytest.fail("nothing is new"))
+    assert (log.newest, log.chunks, log.new_chunks) == (1, 1, 0)
+
+
+def test_quarantined_tables_are_tried_again(tmp_path: Path) -> None:
+    write_images(tmp_path / "in", "a.png")
+    (tmp_path / "in" / "t.parquet").write_bytes(b"")
+    for _ in range(2):
+        assert _extend(tmp_path).listing.n_quarantined == 1
+    write_table(tmp_path / "in" / "t.parquet", 2)
+    log = _extend(tmp_path)
+    assert (log.new_rows, log.listing.n_quarantined) == (2, 0)
+
+
+def test_an_input_of_which_nothing_can_be_planned_is_refused(tmp_path: Path) -> None:
+    write_table(tmp_path / "in" / "t.parquet", 2)
+    with pytest.raises(SchemaError, match=r"t\.parquet: image column 'photo' is missing, found 'image'"):
+        extend_plan(f"{tmp_path}/run", f"{tmp_path}/in", ChunkConfig(), Columns(image="photo"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_preview_writes_nothing(tmp_path: Path) -> None:
+    write_images(tmp_path / "in", "a.png", "b.png")
+    _extend(tmp_path)
+    write_images(tmp_path / "in", "c.png")
+    before = sorted(tmp_path.rglob("*"))
+    log = preview_plan(f"{tmp_path}/run", f"{tmp_path}/in", ChunkConfig(rows=3), Columns())
+    assert (log.newest, log.chunks, log.rows, log.new_chunks, log.new_rows) == (1, 2, 3, 1, 1)
+    assert [ref.n_rows for ref in pending_chunks(log)] == [2]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# ------------------------------------------------------------------------------------- growth and races, as a property
+
+_NAMES = st.sampled_from(["a.png", "b.png", "b/c.png", "b-.png", "d.png", "t.parquet", "u/v.parquet"])
+_STEPS = st.lists(st.tuples(st.sets(_NAMES, max_size=4), st.integers(0, 2), st.integers(1, 3)), min_size=1, max_size=4)
+
+
+class _Folder:
+    """An input whose files are added and changed; it remembers every version that a planner could have seen."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.clock, self.seen = root, itertools.count(1), set[tuple[str, str, int]]()
+        (root / "in").mkdir()
+
+    def write(self, names: set[str]) -> None:
+        for name in sorted(names):
+            path = self.root / "in" / name
+            if path.suffix == ".parquet":
+                write_table(path, 5, group=2)
+            else:
+                write_images(self.root / "in", name)
+            os.utime(path, ns=(0, next(self.clock)))
+        self.seen |= _versions(self.root, rows=5)
+
+
+@given(steps=_STEPS, late=st.sets(_NAMES, max_size=2))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_every_input_version_is_in_one_chunk(tmp_path_factory: pytest.TempPathFactory, steps, late) -> None:
+    """The folder grows before each job; `rivals` jobs with other limits plan between a job's listing and its put."""
+    root = tmp_path_factory.mktemp("race")
+    folder = _Folder(root)
+    for names, rivals, rows in steps:
+        folder.write(names)
+        _extend(root, rows, put=_interrupted(root, folder, late, rivals))
+        assert _versions(root, rows=5) <= set(_covered(root))
+    covered = _covered(root)
+    assert set(covered.values()) <= {1}
+    assert set(covered) <= folder.seen
+    assert _audit(root) == []
+
+
+def _interrupted(root: Path, folder: _Folder, late: set[str], rivals: int) -> Callable[[str, bytes], bool]:
+    def put(uri: str, data: bytes) -> bool:
+        nonlocal rivals
+        if rivals:
+            rivals -= 1
+            if rivals:  # a new version that this job's listing did not see, but the rival's does
+                folder.write(late)
+            _extend(root, rows=2, put=_interrupted(root, folder, late, rivals))
+        return storage.put_if_absent(uri, data)
+
+    return put
+
+
+def test_jobs_that_start_at_once_share_the_work(tmp_path: Path) -> None:
+    write_images(tmp_path / "in", *(f"{i:02}.png" for i in range(40)))
+    barrier = threading.Barrier(3)
+
+    def plan_at_once(rows: int) -> PlanLog:
+        barrier.wait()
+        return _extend(tmp_path, rows)
+
+    with ThreadPoolExecutor(3) as pool:
+        logs = list(pool.map(plan_at_once, [2, 3, 5]))
+    assert set(_covered(tmp_path).values()) == {1}
+    assert {log.rows for log in logs} == {40}
+
+
+def test_ids_depend_on_the_uncovered_inputs_only(tmp_path: Path) -> None:
+    for name in ("fresh", "grown"):
+        (tmp_path / name).mkdir()
+    write_images(tmp_path / "grown" / "in", "m.png", "z.png")
+    first = set(_chunks(tmp_path / "grown")) if _extend(tmp_path / "grown") else set()
+    for name in ("fresh", "grown"):
+        for image in ("a.png", "b.png", "n.png", "zz.png"):
+            write_images(tmp_path / name / "in", image)
+            os.utime(tmp_path / name / "in" / image, ns=(0, 1))
+        _extend(tmp_path / name)
+    assert set(_chunks(tmp_path / "grown")) - first == set(_chunks(tmp_path / "fresh"))
+
+
+# ------------------------------------------------------------------------------------------------------------- limits
+
+
+def test_a_large_input_makes_several_plans(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(tmp_path / "in", *(f"{i}.png" for i in range(6)))
+    write_table(tmp_path / "in" / "t.parquet", 9, group=1)
+    monkeypatch.setattr(plan, "MAX_PLAN_PIECES", 4)
+    log = _extend(tmp_path, rows=1)
+    plans = [
+        pq.read_table(planfile.plan_uri(log.run_uri, number))["path"].to_pylist() for number in range(1, log.newest + 1)
+    ]
+    assert plans == [["0.png", "1.png", "2.png", "3.png"], ["4.png", "5.png", *["t.parquet"] * 9]], (
+        "a table is not split"
+    )
+    assert (log.chunks, log.rows) == (15, 15)
+    assert _audit(tmp_path) == []
+
+
+def test_row_groups_of_a_plan_hold_whole_chunks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planfile, "_GROUP_ROWS", 4)
+    write_images(tmp_path / "in", *(f"{i}.png" for i in range(9)))
+    log = _extend(tmp_path, rows=3)
+    footer = pq.read_metadata(planfile.plan_uri(log.run_uri, 1))
+    assert [footer.row_group(i).num_rows for i in range(footer.num_row_groups)] == [6, 3]
+    assert set(_covered(tmp_path).values()) == {1}
+    assert [ref.first for ref in pending_chunks(log)] == [0, 3, 6]
+
+
+def test_progress_is_what_is_in_masks(tmp_path: Path) -> None:
+    write_images(tmp_path / "in", *(f"{i}.png" for i in range(8)))
+    log = _extend(tmp_path)
+    refs = list(pending_chunks(log))
+    masks = tmp_path / "run" / "masks"
+    masks.mkdir()
+    for name in (f"{refs[1].chunk_id}.parquet", f"{'0' * 32}.parquet", f".tmp-{refs[0].chunk_id}.parquet", "notes.txt"):
+        (masks / name).write_bytes(b"")
+    assert list(pending_chunks(log)) == [refs[0], refs[2]]
+    assert count_chunks(log) == Totals(chunks=3, rows=8, done_chunks=1, done_rows=3)
+
+
+# ------------------------------------------------------------------------------------------------------------- damage
+
+
+def test_a_missing_plan_stops_the_job(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png", "c.png"):
+        write_images(tmp_path / "in", name)
+        _extend(tmp_path)
+    (tmp_path / "run" / "plans" / "000002.parquet").unlink()
+    with pytest.raises(AuditError, match=r"000002.parquet is missing, though later plans are there"):
+        _extend(tmp_path)
+
+
+def test_a_damaged_plan_stops_the_job(tmp_path: Path) -> None:
+    write_images(tmp_path / "in", "a.png")
+    log = _extend(tmp_path)
+    path = tmp_path / "run" / "plans" / "000001.parquet"
+    path.write_bytes(path.read_bytes()[:-5])
+    with pytest.raises(AuditError, match=r"000001.parquet is damaged"):
+        list(pending_chunks(log))
+
+
+def test_a_worker_notices_a_changed_plan(tmp_path: Path) -> None:
+    write_images(tmp_path / "in", "a.png", "b.png")
+    log = _extend(tmp_path, rows=1)
+    first, second = pending_chunks(log)
+    swapped = planfile.ChunkRef(first.chunk_id, second.plan, second.first, second.count, second.n_rows)
+    with pytest.raises(AuditError, match=f"does not hold chunk {first.chunk_id} at piece 1"):
+        read_chunk(log.run_uri, swapped)
+    table = pq.read_table(planfile.plan_uri(log.run_uri, 1))
+    table = table.set_column(1, "path", [["a.png", "c.png"]])
+    pq.write_table(table, planfile.plan_uri(log.run_uri, 1))
+    with pytest.raises(AuditError, match=f"does not hold chunk {second.chunk_id}"):
+        read_chunk(log.run_uri, second)
+
+
+def test_a_listing_out_of_order_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    sources = [Source(name, "image", 1, "1") for name in ("b.png", "a.png")]
+    monkeypatch.setattr(plan, "list_inputs", lambda uri, listing: iter(sources))
+    with pytest.raises(StorageError, match=r"not sorted: 'a.png' after 'b.png'"):
+        _extend(tmp_path)
+    assert not (tmp_path / "run").exists()

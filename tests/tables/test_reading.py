@@ -1,0 +1,197 @@
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fcn_ray import storage
+from fcn_ray.tables import cursor, reading
+from fcn_ray.tables.columns import Columns
+from fcn_ray.tables.reading import label_chunk, read_rows
+from fcn_ray.tables.sources import Piece
+from tests.tables.making import write_images, write_table
+
+
+def _piece(path: Path, first: int = 0, rows: int = 1) -> Piece:
+    kind = "parquet" if path.suffix == ".parquet" else "image"
+    entry = storage.stat(str(path))
+    return Piece(path.name, entry.version, kind, first, rows, entry.size)
+
+
+def _read(path: Path, first: int = 0, rows: int = 1, **columns: Any) -> list[Mapping[str, Any]]:
+    rows_read: list[Mapping[str, Any]] = read_rows(
+        str(path.parent), [_piece(path, first, rows)], Columns(**columns)
+    ).to_pylist()
+    return rows_read
+
+
+def _status(row: Mapping[str, Any]) -> tuple[bytes | None, str | None]:
+    return row["image"], row["source_error"]
+
+
+@given(data=st.data())
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_slice_of_a_table_is_those_rows(tmp_path: Path, data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, 90))
+    first = data.draw(st.integers(0, count - 1))
+    rows = data.draw(st.integers(1, count - first))
+    path = write_table(tmp_path / "t.parquet", count, group=data.draw(st.integers(1, 90)), name=list(range(count)))
+    read = _read(path, first, rows)
+    assert [row["name"] for row in read] == list(range(first, first + rows))
+    assert [row["image"] for row in read] == [b"image %d" % row for row in range(first, first + rows)]
+    assert [row["image_id"] for row in read] == [f"t.parquet#{row}" for row in range(first, first + rows)]
+    assert {(row["path"], row["source_error"]) for row in read} == {("t.parquet", None)}
+    assert [row["row"] for row in read] == list(range(first, first + rows))
+
+
+def test_a_chunk_of_files_and_its_labels(tmp_path: Path) -> None:
+    write_images(tmp_path, "a.png", "b.png")
+    table = label_chunk(read_rows(str(tmp_path), [_piece(tmp_path / n) for n in ("a.png", "b.png")], Columns()), "c", 7)
+    assert table.schema.field("image").type == pa.large_binary()
+    assert table.select(["chunk_id", "chunk_row", "chunk_rows", "plan", "image_id", "path", "row"]).to_pylist() == [
+        {"chunk_id": "c", "chunk_row": i, "chunk_rows": 2, "plan": 7, "image_id": name, "path": name, "row": 0}
+        for i, name in enumerate(["a.png", "b.png"])
+    ]
+    assert table["image"].to_pylist() == [(tmp_path / name).read_bytes() for name in ("a.png", "b.png")]
+
+
+STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        pa.array([b"one", None, b""], pa.binary()),
+        pa.array([b"one", None, b""], pa.large_binary()),
+        pa.array([b"one", None, b""]).dictionary_encode(),
+        pa.array([{"bytes": b"one", "path": "x"}, None, {"bytes": b"", "path": None}], STRUCT),
+        pa.array([{"bytes": b"one"}, {"bytes": None}, {"bytes": b""}], pa.struct([("bytes", pa.large_binary())])),
+    ],
+    ids=lambda cells: str(cells.type),
+)
+def test_every_form_of_bytes(tmp_path: Path, cells: pa.Array) -> None:
+    path = write_table(tmp_path / "t.parquet", 3, image=cells)
+    assert [_status(row) for row in _read(path, 0, 3)] == [(b"one", None), (None, None), (b"", None)]
+
+
+@pytest.mark.parametrize("as_struct", [False, True])
+def test_paths_are_read_from_the_folder_of_the_table(tmp_path: Path, as_struct: bool) -> None:
+    (tmp_path / "near.png").write_bytes(b"near")
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "far.png").write_bytes(b"far")
+    os.mkfifo(tmp_path / "pipe")
+    paths = ["sub/far.png", f"{tmp_path}/near.png", f"file://{tmp_path}/near.png", None, "", "no", "s3://b/k", "pipe"]
+    cells = [{"bytes": None, "path": path} for path in paths] if as_struct else paths
+    path = write_table(tmp_path / "t.parquet", 8, image=pa.array(cells, STRUCT if as_struct else pa.string()))
+    read = _read(path, 0, 8)
+    assert [_status(row) for row in read[:5]] == [
+        *[(b"far", None), (b"near", None), (b"near", None)],
+        *[(None, None), (None, None)],
+    ]
+    assert [_status(row) for row in read[5:]] == [(None, "unreadable")] * 3
+    assert "No such file" in read[5]["source_message"]
+    assert "s3:// is not supported" in read[6]["source_message"]
+    assert "not a regular file" in read[7]["source_message"]
+
+
+def test_files_that_are_gone_changed_or_huge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(tmp_path, "gone.png", "changed.png", "huge.png", "good.png")
+    (tmp_path / "huge.png").write_bytes(bytes(2000))
+    pieces = [_piece(tmp_path / name) for name in ("gone.png", "changed.png", "huge.png", "good.png")]
+    (tmp_path / "gone.png").unlink()
+    (tmp_path / "changed.png").write_bytes(b"other")
+    monkeypatch.setattr(reading, "MAX_FILE_BYTES", 1000)
+    read = read_rows(str(tmp_path), pieces, Columns()).to_pylist()
+    assert [row["source_error"] for row in read] == ["unreadable", "changed", "too_big", None]
+    assert [row["image"] is None for row in read] == [True, True, True, False]
+    assert "the next run takes the new version" in read[1]["source_message"]
+    assert "2000 bytes, more than 1000" in read[2]["source_message"]
+
+
+def test_a_file_that_changes_while_it_is_read_is_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_images(tmp_path, "a.png")
+    piece = _piece(tmp_path / "a.png")
+
+    def read_and_change(uri: str) -> bytes:
+        (tmp_path / "a.png").write_bytes(b"other")
+        return b"what was planned"
+
+    monkeypatch.setattr(storage, "read_bytes", read_and_change)
+    (row,) = read_rows(str(tmp_path), [piece], Columns()).to_pylist()
+    assert _status(row) == (None, "changed")
+
+
+@pytest.mark.parametrize("fate", ["gone", "changed", "cut"])
+def test_a_table_that_cannot_be_read_gives_its_rows_all_the_same(tmp_path: Path, fate: str) -> None:
+    path = write_table(tmp_path / "t.parquet", 9)
+    piece = _piece(path, 2, 5)
+    if fate == "gone":
+        path.unlink()
+    elif fate == "changed":
+        write_table(path, 3)
+    else:
+        status = path.stat()
+        path.write_bytes(path.read_bytes()[:-9] + bytes(9))
+        os.utime(path, ns=(status.st_mtime_ns, status.st_mtime_ns))
+    read = read_rows(str(tmp_path), [piece], Columns()).to_pylist()
+    expected = "changed" if fate == "changed" else "unreadable"
+    assert [(row["row"], *_status(row)) for row in read] == [(row, None, expected) for row in range(2, 7)]
+
+
+def test_a_flipped_bit_loses_its_row_group_only(tmp_path: Path) -> None:
+    images = [b"picture-%02d" % row * 20 for row in range(6)]
+    table = pa.table({"image": images, "name": list(range(6))})
+    pq.write_table(
+        table,
+        tmp_path / "t.parquet",
+        row_group_size=2,
+        write_page_checksum=True,
+        write_statistics=False,  # they repeat images in page headers, which have no checksum
+        compression="none",
+        use_dictionary=False,
+    )
+    data = bytearray((tmp_path / "t.parquet").read_bytes())
+    data[data.index(b"picture-03") + 5] ^= 1
+    (tmp_path / "t.parquet").write_bytes(data)
+    read = _read(tmp_path / "t.parquet", 0, 6)
+    assert [row["source_error"] for row in read] == [None, None, "unreadable", "unreadable", None, None]
+    assert [row["name"] for row in read] == [0, 1, None, None, 4, 5]
+    lost = _read(tmp_path / "t.parquet", 2, 2)
+    assert lost[0].keys() == read[0].keys(), "carried columns are there even when every row is lost"
+
+
+@pytest.mark.parametrize(
+    "ids", [pa.array(["x", None, "x"]), pa.array([7, None, 7]), pa.array(["x", None, "x"]).dictionary_encode()]
+)
+def test_a_named_id_column(tmp_path: Path, ids: pa.Array) -> None:
+    path = write_table(tmp_path / "t.parquet", 3, key=ids)
+    named = str(ids.to_pylist()[0])
+    assert [row["image_id"] for row in _read(path, 0, 3, id="key")] == [named, "t.parquet#1", named]
+
+
+def test_text_that_is_not_utf8_is_mended(tmp_path: Path) -> None:
+    broken = pa.array([b"caf\xe9", b"ok", None]).view(pa.string())
+    path = write_table(tmp_path / "t.parquet", 3, key=broken, name=broken)
+    read = _read(path, 0, 3, id="key")
+    assert [row["name"] for row in read] == ["caf�", "ok", None]
+    assert [row["image_id"] for row in read] == ["caf�", "ok", "t.parquet#2"]
+
+
+def test_chunks_of_one_row_group_read_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_table(tmp_path / "t.parquet", 300, group=300, name=list(range(300)))
+    made = []
+    open_cursor = cursor._Cursor
+    monkeypatch.setattr(cursor, "_Cursor", lambda key: made.append(key) or open_cursor(key))
+    for first in (0, 40, 100, 250):  # another process did the chunks between
+        assert [row["name"] for row in _read(path, first, 40)] == list(range(first, first + 40))
+    assert len(made) == 1
+    assert _read(path, 10, 1)[0]["name"] == 10, "backwards is a new start"
+    write_table(path, 300, group=300, name=list(range(1000, 1300)))
+    assert _read(path, 20, 1)[0]["name"] == 1020, "and so is a new version"
+    assert len(made) == 3
+    assert len(cursor._idle) == 1

@@ -1,0 +1,161 @@
+import errno
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fcn_ray import storage
+from fcn_ray.errors import ConfigError, StorageError
+
+
+def _visible(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_put_if_absent_writes_once_and_leaves_nothing_else(tmp_path: Path) -> None:
+    uri = str(tmp_path / "deep" / "object")
+    assert storage.put_if_absent(uri, b"first")
+    assert not storage.put_if_absent(uri, b"second")
+    assert storage.read_bytes(uri) == b"first"
+    assert _visible(tmp_path / "deep") == ["object"]
+
+
+def test_the_first_of_many_writers_wins(tmp_path: Path) -> None:
+    uri = str(tmp_path / "object")
+    with ThreadPoolExecutor(8) as pool:
+        written = list(pool.map(lambda i: storage.put_if_absent(uri, bytes([i]) * 50_000), range(16)))
+    assert sum(written) == 1
+    assert storage.read_bytes(uri) == bytes([written.index(True)]) * 50_000
+    assert _visible(tmp_path) == ["object"]
+
+
+_WRITER = """
+import itertools, sys
+from fcn_ray import storage
+print("ready", flush=True)
+for i in itertools.count(int(sys.argv[2])):
+    storage.put_if_absent(f"{sys.argv[1]}/{i}", i.to_bytes(4, "big") * 200_000)
+"""
+
+
+def test_a_killed_writer_leaves_all_of_an_object_or_nothing(tmp_path: Path) -> None:
+    pauses = random.Random(5)
+    leftovers = 0
+    for attempt in range(20):
+        command = [sys.executable, "-c", _WRITER, str(tmp_path), str(attempt * 1000)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
+            assert writer.stdout is not None
+            writer.stdout.readline()
+            time.sleep(pauses.uniform(0.002, 0.03))
+            writer.send_signal(signal.SIGKILL)
+    for path in tmp_path.iterdir():
+        if path.name.startswith(".tmp-"):
+            leftovers += 1
+        else:
+            assert path.read_bytes() == int(path.name).to_bytes(4, "big") * 200_000
+    assert {entry.path for entry in storage.list_files(str(tmp_path))} == {
+        path.name for path in tmp_path.iterdir() if not path.name.startswith(".")
+    }
+    assert leftovers, "no writer was killed while it wrote, so nothing was tried"
+
+
+def test_bytes_are_on_disk_before_they_have_their_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    fsync, link = os.fsync, os.link
+    monkeypatch.setattr(os, "fsync", lambda fd: calls.append("fsync") or fsync(fd))
+    monkeypatch.setattr(os, "link", lambda a, b: calls.append("link") or link(a, b))
+    storage.put_if_absent(str(tmp_path / "object"), b"data")
+    assert calls == ["fsync", "link", "fsync"]
+
+
+@pytest.mark.parametrize("put", [storage.put_if_absent, storage.replace])
+def test_a_full_disk_is_a_storage_error_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, put
+) -> None:
+    def fail(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(StorageError, match=r"object cannot be written: No space left"):
+        put(str(tmp_path / "object"), b"data")
+    assert _visible(tmp_path) == []
+
+
+def test_replace_is_last_writer_wins(tmp_path: Path) -> None:
+    uri = str(tmp_path / "status")
+    storage.replace(uri, b"first")
+    storage.replace(uri, b"second")
+    assert storage.read_bytes(uri) == b"second"
+    assert _visible(tmp_path) == ["status"]
+
+
+_NAMES = st.text(st.characters(exclude_characters="/\0", exclude_categories=("Cs",)), min_size=1, max_size=3).filter(
+    lambda name: not name.startswith((".", "_"))
+)
+
+
+@given(st.sets(st.lists(_NAMES, min_size=1, max_size=3).map(tuple), max_size=12))
+def test_listing_is_in_the_order_of_whole_paths(tmp_path_factory: pytest.TempPathFactory, paths: set) -> None:
+    root = tmp_path_factory.mktemp("list")
+    written = set()
+    for parts in sorted(paths, key=len, reverse=True):
+        path = root.joinpath(*parts)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"x")
+            written.add("/".join(parts))
+    listed = [entry.path for entry in storage.list_files(str(root))]
+    assert listed == sorted(written) == sorted(written, key=str.encode)
+
+
+def test_listing_says_what_it_leaves_out(tmp_path: Path) -> None:
+    for name in ("_DSC1.jpg", ".hidden", "_temporary/part", "real/a", ".git/config"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "round").symlink_to(tmp_path)
+    (tmp_path / "broken").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "linked").symlink_to(tmp_path / "real" / "a")
+    with open(os.path.join(os.fsencode(tmp_path), b"latin-\xe9.png"), "wb"):
+        pass
+    os.mkfifo(tmp_path / "pipe")
+    skipped: list[str] = []
+    listed = [entry.path for entry in storage.list_files(str(tmp_path), skipped.append)]
+    assert listed == ["_DSC1.jpg", "linked", "real/a"]
+    assert skipped == [".git/", ".hidden", "_temporary/", "broken", "latin-\udce9.png", "pipe", "round"]
+
+
+def test_versions_change_with_the_content(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"one")
+    before = storage.stat(str(path))
+    assert before == next(storage.list_files(str(tmp_path)))
+    os.utime(path, ns=(0, 1))
+    assert storage.stat(str(path)).version != before.version
+
+
+@pytest.mark.parametrize("name", ["missing", ".", "pipe", "nul\0l"])
+def test_what_is_no_file_cannot_be_read(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StorageError, match="cannot be read"):
+        storage.read_bytes(f"{tmp_path}/{name}")
+
+
+def test_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "link").symlink_to("a")
+    assert storage.absolute("link") == storage.absolute(f"file://{tmp_path}/a/") == f"{tmp_path.resolve()}/a"
+    assert storage.join("x/", "y", "z") == "x/y/z"
+    assert storage.list_folders(str(tmp_path)) == ["a", "link"]
+    assert storage.list_folders("missing") == []
+    assert list(storage.list_files("missing")) == []
+    with pytest.raises(ConfigError, match="scheme s3:// is not supported yet"):
+        storage.read_bytes("s3://bucket/key")
