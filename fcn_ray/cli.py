@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -36,6 +39,8 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the log lin
 def main() -> None:
     """Run the command line and exit with the codes of fcn_ray.errors."""
     signal.signal(signal.SIGTERM, _stop)
+    if not {"-v", "--verbose"} & set(sys.argv):
+        _divert_native_stderr()
     try:
         code = app(standalone_mode=False)
     except FcnRayError as error:
@@ -44,12 +49,25 @@ def main() -> None:
         sys.exit(finished.exit_code)
     except (KeyboardInterrupt, typer.Abort) as stop:
         number = stop.args[0] if stop.args and isinstance(stop.args[0], int) else signal.SIGINT
-        _fail("stopped: what is finished is safe; the same command goes on", 128 + number)
+        _fail("stopped: what is finished is safe; the same command goes on (train: with --resume)", 128 + number)
     except Exception as error:
         if hasattr(error, "format_message"):  # a click usage error; click itself is typer's business
             _fail(f"error: {error.format_message()}\nTry 'fcn-ray --help'.", getattr(error, "exit_code", 2))
         raise
     sys.exit(code if isinstance(code, int) else EXIT_COMPLETE)
+
+
+def _divert_native_stderr() -> None:
+    """Send what C++ code writes to stderr (Ray, TensorFlow: dozens of lines) to a file; Python keeps the real one."""
+    log = tempfile.NamedTemporaryFile("w", prefix="fcn-ray-native-", suffix=".log", delete=False)  # noqa: SIM115
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8")
+    os.dup2(log.fileno(), 2)
+    atexit.register(_keep_if_crashed, Path(log.name))
+
+
+def _keep_if_crashed(log: Path) -> None:
+    """A normal end, also one with an error of ours, needs no native log; a crash leaves it, since this does not run."""
+    log.unlink(missing_ok=True)
 
 
 def _stop(number: int, _frame: FrameType | None) -> NoReturn:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,7 +17,6 @@ WORKER_ENVIRONMENT: Mapping[str, str] = {
     "KERAS_BACKEND": "tensorflow",
     "TF_CPP_MIN_LOG_LEVEL": "3",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 """Set in every Ray process of a job, unless the job's own environment sets the same name."""
 
@@ -29,6 +30,13 @@ def connect(address: str | None = None, *, cpus: float = 0, verbose: bool = Fals
     silence(verbose)
     if ray.is_initialized():
         return
+    before = signal.getsignal(signal.SIGTERM)
+    _init(address, cpus, verbose)
+    if before not in (signal.SIG_DFL, None) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)  # Ray has put its own there, which exits with code 15
+
+
+def _init(address: str | None, cpus: float, verbose: bool) -> None:
     environment = {name: os.environ.get(name, value) for name, value in WORKER_ENVIRONMENT.items()}
     level = logging.INFO if verbose else logging.ERROR
     where = address or os.environ.get("RAY_ADDRESS")

@@ -115,6 +115,8 @@ class OptimizerConfig(Section):
 
     learning_rate: float = Field(default=1e-3, gt=0)
     """Highest rate, for a loss that is the mean over valid pixels."""
+    backbone_rate: float = Field(default=0.1, ge=0)
+    """Factor on the rate of a backbone that starts from weights: its features need a nudge, the new layers a push."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Share of the last step that goes into the next."""
     weight_decay: float = Field(default=5e-4, ge=0)

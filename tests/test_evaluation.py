@@ -147,6 +147,12 @@ def test_a_label_of_a_bad_image_is_named_with_the_reason(run, tmp_path):
         evaluate(run, str(tmp_path / "labels"))
 
 
+def test_an_ok_row_without_a_mask_is_named(tmp_path):
+    run = write_run(tmp_path / "run", [result("street.parquet", 0, None)])
+    with pytest.raises(DataError, match=r"the mask of 'street.parquet#0' is missing though its row is ok"):
+        evaluate(run, write_labels(tmp_path / "street.parquet", [LABEL_A]))
+
+
 def test_other_sizes_are_refused_with_both(run, tmp_path):
     with pytest.raises(DataError, match=r"'street.parquet#0' is 3 x 2 pixels \(height x width\), its mask 2 x 3"):
         evaluate(run, write_labels(tmp_path / "street.parquet", [np.transpose(LABEL_A)]))

@@ -44,8 +44,8 @@ Point = tuple[float, float]
 
 
 def random_size(rng: np.random.Generator) -> tuple[int, int]:
-    """A height of 96 to 160 and a width of 128 to 224 pixels."""
-    return int(rng.integers(96, 161)), int(rng.integers(128, 225))
+    """A height of 120 to 168 and a width of 168 to 240 pixels."""
+    return int(rng.integers(120, 169)), int(rng.integers(168, 241))
 
 
 def draw_scene(rng: np.random.Generator, height: int, width: int) -> tuple[Pixels, Pixels]:
@@ -77,7 +77,7 @@ class _Street:
         self.centre = width * rng.uniform(0.4, 0.6)
         self.kerb = {-1: width * rng.uniform(-0.1, 0.15), 1: width * rng.uniform(0.85, 1.1)}
         """x of each kerb at the bottom of the picture."""
-        self.foot = {side: height * rng.uniform(0.54, 0.64) for side in (-1, 1)}
+        self.foot = {side: height * rng.uniform(0.53, 0.61) for side in (-1, 1)}
         """y of each row of houses' foot at the picture's edge."""
 
     def polygon(self, points: Sequence[Point], colour: Colour, kind: int) -> None:
@@ -153,10 +153,10 @@ class _Street:
         """Trees and people at places of their own on both pavements, cars on the road; the far ones first."""
         things: list[tuple[float, int, Callable[[int, float], None]]] = []
         for side in (-1, 1):
-            for place in self.rng.permutation(4)[: self.rng.integers(1, 4)]:
+            for place in self.rng.permutation(4)[: self.rng.integers(1, 3)]:
                 thing = self.draw_person if self.rng.random() < 0.55 else self.draw_tree
-                things.append((0.5 + (place + self.rng.uniform(-0.2, 0.2)) * 0.14, side, thing))
-            for start in (0.45, 0.7):
+                things.append((0.55 + (place + self.rng.uniform(-0.2, 0.2)) * 0.13, side, thing))
+            for start in (0.5, 0.72):
                 if self.rng.random() < 0.5:
                     things.append((start + self.rng.uniform(0, 0.2), side, self.draw_car))
         for depth, side, draw in sorted(things, key=lambda entry: entry[0]):
@@ -186,8 +186,9 @@ class _Street:
         x, y = self._towards(lane, depth)
         wide, tall = self.height * 0.3 * depth, self.height * 0.42 * depth
         paint, glass, tyre = self.pick(_CARS), self.pick(((60, 75, 90),)), (35, 35, 38)
-        for wheel in (-0.75, 0.75):
-            self.box(x + (wheel - 0.2) * wide, y - tall * 0.3, x + (wheel + 0.2) * wide, y, tyre, CAR)
+        self.box(x - wide * 0.95, y - tall * 0.3, x + wide * 0.95, y, _shift(tyre, [14, 14, 14]), CAR)  # its shadow
+        for wheel in (-0.72, 0.72):
+            self.box(x + (wheel - 0.22) * wide, y - tall * 0.3, x + (wheel + 0.22) * wide, y, tyre, CAR)
         self.box(x - wide, y - tall * 0.62, x + wide, y - tall * 0.12, paint, CAR)
         for colour, top, shrink in ((paint, 1.0, 0.0), (glass, 0.93, 0.1)):
             base, roof = wide * (0.85 - shrink), wide * (0.62 - shrink)
@@ -198,7 +199,7 @@ class _Street:
 
     def draw_person(self, side: int, depth: float) -> None:
         x, y = self._pavement(side, depth)
-        tall = self.height * 0.6 * depth
+        tall = self.height * 0.66 * depth
         coat, trousers, skin = self.pick(_COATS), self.pick(_TROUSERS), self.pick(((215, 170, 140), (130, 90, 70)))
         for leg in (-0.085, 0.085):
             self.box(x + (leg - 0.085) * tall, y - tall * 0.4, x + (leg + 0.085) * tall, y, trousers, PERSON)

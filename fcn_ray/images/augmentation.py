@@ -68,4 +68,4 @@ def _window(size: int, factor: float, crop: int, rng: np.random.Generator) -> tu
     scaled = max(1, round(size * factor))
     offset = int(rng.integers(min(0, scaled - crop), max(0, scaled - crop) + 1))
     start, end = max(0, -offset), min(crop, scaled - offset)
-    return start, end, (start + offset) * size / scaled, min((end + offset) * size / scaled, size)
+    return start, end, (start + offset) * size / scaled, (end + offset) * size / scaled

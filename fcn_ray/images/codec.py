@@ -61,7 +61,7 @@ class ImageError(Exception):
         self.message = message
 
     def __str__(self) -> str:
-        return f"{self.status}: {self.message}"
+        return self.message
 
 
 @dataclass(frozen=True, slots=True, eq=False)

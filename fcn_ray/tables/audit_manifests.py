@@ -30,18 +30,22 @@ def check_manifests(
     run_uri: str, run_id: str, numbers: Iterable[int], published: dict[str, dict[str, Any]]
 ) -> Iterator[tuple[str, Problem]]:
     """(name, problem) for all that is wrong with the manifests; `published` gets the newest one's objects by name."""
+    listed: dict[str, dict[str, Any]] = {}
+    files: dict[str, dict[str, Any]] = {}
     for number in numbers:
         name = manifest_name(number)
         try:
             found = json.loads(storage.read_bytes(storage.join(run_uri, name)))
-            objects = {item["name"]: item for item in found["objects"]}
-            problems = [*_check_totals(found, objects, run_id, number), *_check_kept(objects, published)]
+            files, objects = ({item["name"]: item for item in found[key]} for key in ("files", "objects"))
+            problems = [*_check_totals(found, objects, run_id, number), *_check_kept(files | objects, listed)]
         except (ValueError, KeyError, TypeError) as error:
             yield name, ("manifest", f"cannot be understood: {error!r}")
             continue
         yield from ((name, problem) for problem in problems)
+        listed = files | objects
         published.clear()
         published.update(objects)
+    yield from _check_files(run_uri, files)
 
 
 def check_success(run_uri: str, newest: int | None) -> Iterator[Problem]:
@@ -53,26 +57,32 @@ def check_success(run_uri: str, newest: int | None) -> Iterator[Problem]:
             yield "unfinished", "_SUCCESS is missing"
         return
     try:
-        found = json.loads(data)
-        named, expected = str(found["manifest"]), str(found["sha256"])
+        success = json.loads(data)
+        named = str(success["manifest"])
         manifest = storage.read_bytes(storage.join(run_uri, named))
+        found = json.loads(manifest)
+        expected = {key: found[key] for key in ("plan", "chunks", "rows", "statuses")}
     except (ValueError, KeyError, TypeError, StorageError) as error:
         yield "success", f"names no manifest: {error!r}"
         return
-    computed = hashlib.sha256(manifest).hexdigest()
-    if computed != expected:
-        yield "success", f"says that {named} has sha256 {expected}, found {computed}"
+    expected |= {"manifest": named, "sha256": hashlib.sha256(manifest).hexdigest()}
+    if success != expected:
+        yield "success", f"says {success}, expected {expected}"
     elif newest is not None and named != manifest_name(newest):
         yield "unfinished", f"_SUCCESS names {named}, not {manifest_name(newest)}"
 
 
 def _check_totals(
-    found: dict[str, Any], objects: dict[str, dict[str, Any]], run_id: str, number: int
+    found: dict[str, Any],
+    objects: dict[str, dict[str, Any]],
+    run_id: str,
+    number: int,
 ) -> Iterator[Problem]:
-    names = [item["name"] for item in found["objects"]]
-    if names != sorted(objects):
-        yield "manifest", "its objects are not sorted, or not all different"
-    strange = [name for name in names if not _OBJECT.fullmatch(name)]
+    listed = [[item["name"] for item in found[key]] for key in ("files", "objects")]
+    expected_files = sorted(["run.json", *(f"plans/{plan:06}.parquet" for plan in range(1, number + 1))])
+    if listed != [expected_files, sorted(objects)]:
+        yield "manifest", "its files or objects are not complete, sorted and all different"
+    strange = [name for name in objects if not _OBJECT.fullmatch(name)]
     if strange:
         yield "manifest", f"it names {strange[:3]}, expected masks/<chunk id>.parquet"
     statuses: Counter[str] = Counter()
@@ -80,16 +90,24 @@ def _check_totals(
         statuses.update(item["statuses"])
         if sum(item["statuses"].values()) != item["rows"]:
             yield "manifest", f"{item['name']} has {item['rows']} rows, by status {item['statuses']}"
-    expected = {
-        "run": run_id,
-        "plan": number,
-        "chunks": len(objects),
-        "rows": statuses.total(),
-        "statuses": dict(statuses),
-    }
+    totals = {"chunks": len(objects), "rows": statuses.total(), "statuses": dict(statuses)}
+    expected = {"run": run_id, "plan": number, **totals}
     wrong = {key: found.get(key) for key, value in expected.items() if found.get(key) != value}
     if wrong:
         yield "manifest", f"says {wrong}, expected { ({key: expected[key] for key in wrong}) }"
+
+
+def _check_files(run_uri: str, files: dict[str, dict[str, Any]]) -> Iterator[tuple[str, Problem]]:
+    """run.json and the plans are as they were when the run was finished."""
+    for name, item in files.items():
+        try:
+            data = storage.read_bytes(storage.join(run_uri, name))
+        except StorageError as error:
+            yield name, ("digest", str(error))
+            continue
+        found = {"name": name, "size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        if item != found:
+            yield name, ("digest", f"is {found}, in the manifest {item}")
 
 
 def _check_kept(objects: dict[str, dict[str, Any]], published: dict[str, dict[str, Any]]) -> Iterator[Problem]:

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fcn_ray import storage
 from fcn_ray.errors import AuditError, IncompleteError, StorageError
@@ -45,7 +46,7 @@ def finish(run: Run, log: PlanLog, receipts: Iterable[Receipt] = ()) -> Manifest
         raise IncompleteError(f"{pending} of {totals.chunks} chunks are pending in {run.uri}; run the command again")
     uri = _manifest_uri(run, log.newest)
     if not storage.is_file(uri):
-        data = _manifest_json(run, log, _known_objects(run, log, receipts))
+        data = _manifest_json(run, log, _known_lines(run, log, receipts))
         if not storage.put_if_absent(uri, data) and storage.read_bytes(uri) != data:
             raise AuditError(f"{uri} does not describe the objects that are there; run `fcn-ray audit`")
     manifest = _read_manifest(uri)
@@ -57,14 +58,15 @@ def _manifest_uri(run: Run, plan: int) -> str:
     return storage.join(run.uri, "manifests", f"{plan:06}.json")
 
 
-def _known_objects(run: Run, log: PlanLog, receipts: Iterable[Receipt]) -> dict[str, str]:
-    """Name -> manifest line of the objects that need not be read again."""
+def _known_lines(run: Run, log: PlanLog, receipts: Iterable[Receipt]) -> dict[str, str]:
+    """Name -> manifest line of what need not be read again."""
     lines = dict(_line(receipt) for receipt in receipts)
     for plan in range(log.newest - 1, -1, -1):
         uri = _manifest_uri(run, plan)
         if storage.is_file(uri):
-            earlier = json.loads(storage.read_bytes(uri))["objects"]
-            return lines | {item["name"]: json.dumps(item) for item in earlier}  # what is published stays as it is
+            earlier = _read_json(uri)
+            items = earlier["files"] + earlier["objects"]
+            return lines | {item["name"]: json.dumps(item) for item in items}  # what is published stays as it is
     return lines
 
 
@@ -80,30 +82,50 @@ def _line(receipt: Receipt) -> tuple[str, str]:
     return name, json.dumps(item)
 
 
+def _file_line(run: Run, name: str) -> str:
+    data = storage.read_bytes(storage.join(run.uri, name))
+    return json.dumps({"name": name, "size": len(data), "sha256": storage.digest(data)})
+
+
 def _manifest_json(run: Run, log: PlanLog, known: dict[str, str]) -> bytes:
-    """A line for each object of the log, sorted by name; the same objects always give the same bytes."""
-    lines, statuses = [], Counter[str]()
+    """What the run rests on (`files`), and its results (`objects`), a line each, sorted by name.
+
+    The same files always give the same bytes.
+    """
+    names = ["run.json", *(f"plans/{plan:06}.parquet" for plan in range(1, log.newest + 1))]
+    files = sorted(known.get(name) or _file_line(run, name) for name in names)
+    objects, statuses = [], Counter[str]()
     for plan in range(1, log.newest + 1):
         for refs in read_refs(run.uri, plan):
             for ref in refs:
                 line = known.get(f"masks/{ref.chunk_id}.parquet") or _line(read_receipt(run, ref.chunk_id))[1]
                 statuses.update(json.loads(line)["statuses"])
-                lines.append(line)
-    totals = {"chunks": len(lines), "rows": statuses.total(), "statuses": dict(sorted(statuses.items()))}
-    head = json.dumps({"run": run.run_id, "plan": log.newest, **totals, "objects": []})
-    body = ",\n".join(sorted(lines))
-    return f"{head.removesuffix(']}')}\n{body}\n]}}\n".encode()
+                objects.append(line)
+    totals = {"chunks": len(objects), "rows": statuses.total(), "statuses": dict(sorted(statuses.items()))}
+    head = json.dumps({"run": run.run_id, "plan": log.newest, **totals}).removesuffix("}")
+    return f"{head},\n{_list('files', files)},\n{_list('objects', sorted(objects))}}}\n".encode()
+
+
+def _list(name: str, lines: list[str]) -> str:
+    body = ",\n".join(lines)
+    return f'"{name}": [\n{body}\n]'
 
 
 def _read_manifest(uri: str) -> Manifest:
-    data = storage.read_bytes(uri)
+    found = _read_json(uri)
+    sha256 = storage.digest(storage.read_bytes(uri))
+    return Manifest(uri, sha256, found["plan"], found["chunks"], found["rows"], dict(found["statuses"]))
+
+
+def _read_json(uri: str) -> dict[str, Any]:
     try:
-        found = json.loads(data)
-        return Manifest(
-            uri, storage.digest(data), found["plan"], found["chunks"], found["rows"], dict(found["statuses"])
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise AuditError(f"{uri} is damaged ({error!r}); run `fcn-ray audit`") from error
+        found: dict[str, Any] = json.loads(storage.read_bytes(uri))
+        missing = {"plan", "chunks", "rows", "statuses", "files", "objects"} - found.keys()
+    except (ValueError, AttributeError) as error:
+        raise AuditError(f"{uri} is damaged ({error}); run `fcn-ray audit`") from error
+    if missing:
+        raise AuditError(f"{uri} is damaged: it lacks {sorted(missing)}; run `fcn-ray audit`")
+    return found
 
 
 def _announce(run: Run, manifest: Manifest) -> None:

@@ -69,7 +69,7 @@ def train(
     with _Listener(hear) as tell:
         for failures in range(workers.max_failures + 1):
             try:
-                _run_workers(job, tell)
+                _interruptible(lambda: _run_workers(job, tell))
                 break
             except Exception as error:
                 own = cluster.find_own_error(error)
@@ -98,6 +98,24 @@ def _run_workers(job: Job, tell: Callable[[dict[str, Any]], None]) -> None:
         ),
         run_config=RunConfig(name=f"run-{time.time_ns()}", storage_path=storage.join(job.config.out, "ray")),
     ).fit()
+
+
+def _interruptible(work: Callable[[], None]) -> None:
+    """Run `work` in a thread, so that SIGINT and SIGTERM reach this one: Ray Train would take them for itself."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:  # carried over to the caller's thread, whatever it is
+            raised.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(0.2)
+    if raised:
+        raise raised[0]
 
 
 def _work(loop_config: dict[str, Any]) -> None:

@@ -81,7 +81,7 @@ def run_worker(job: Job, tell: Tell) -> None:
     config = job.config
     replica = build_replica(job)
     step = build_step(replica, job)
-    predict = tf.function(build_predict_fn(replica.model, job.preprocessing))
+    predict = tf.function(build_predict_fn(replica.model, job.preprocessing), reduce_retracing=True, autograph=False)
     newest = load_newest(config.out)
     first_epoch, steps_done = 0, 0
     if newest:
@@ -153,6 +153,7 @@ def build_step(replica: Replica, job: Job) -> Step:
     Returns the loss over all workers' valid pixels, float32.
     """
     model, optimizer, ignore_id = replica.model, replica.optimizer, job.labels.ignore_id
+    factors = [_rate_factor(variable.path, job.config) for variable in model.trainable_variables]
 
     def on_replica(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         context = tf.distribute.get_replica_context()
@@ -162,6 +163,7 @@ def build_step(replica: Replica, job: Job) -> Step:
             valid = context.all_reduce(tf.distribute.ReduceOp.SUM, valid)
             loss = loss_sum / tf.maximum(valid, 1.0)
         gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
+        gradients = [gradient * factor for gradient, factor in zip(gradients, factors, strict=True)]
         optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
         return context.all_reduce(tf.distribute.ReduceOp.SUM, loss)
 
@@ -170,8 +172,13 @@ def build_step(replica: Replica, job: Job) -> Step:
 
     pixels = (None, None, None)
     signature = [tf.TensorSpec((*pixels, 3), tf.uint8), tf.TensorSpec(pixels, tf.uint8)]
-    compiled: Step = tf.function(step, input_signature=signature)
+    compiled: Step = tf.function(step, input_signature=signature, autograph=False)
     return compiled
+
+
+def _rate_factor(path: str, config: TrainConfig) -> float:
+    """Of a variable's learning rate; SGD is linear in the gradient, which is where the factor goes."""
+    return config.optimizer.backbone_rate if config.model.weights and path.startswith("block") else 1.0
 
 
 def train_epoch(replica: Replica, step: Step, job: Job, epoch: int, tell: Tell) -> dict[str, float]:
@@ -239,7 +246,7 @@ def _sum_over_workers(strategy: tf.distribute.Strategy, counts: np.ndarray) -> n
         # identity: an argument has no device yet, and the reduction asks for one
         return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(value))
 
-    add = tf.function(lambda local: strategy.run(on_replica, args=(local,)))
+    add = tf.function(lambda local: strategy.run(on_replica, args=(local,)), autograph=False)
     return np.asarray(add(tf.constant(counts, tf.int64)))
 
 

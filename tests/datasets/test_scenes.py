@@ -16,8 +16,8 @@ def test_scenes_have_exact_labels_of_every_class():
     for image, label in scenes(20, seed=1):
         assert image.shape == (*label.shape, 3)
         assert image.dtype == label.dtype == np.uint8
-        assert 96 <= label.shape[0] <= 160
-        assert 128 <= label.shape[1] <= 224
+        assert 120 <= label.shape[0] <= 168
+        assert 168 <= label.shape[1] <= 240
         counts += np.bincount(label.ravel(), minlength=256)
     share = counts / counts.sum()
     assert (share[: len(LABELS)] > 0.02).all()

@@ -122,6 +122,11 @@ def test_colour_changes_the_image_but_not_the_label():
     assert not np.array_equal(crop, image)
 
 
+def test_no_scale_makes_an_image_vanish():
+    _, ids = augment(*sample(1, 40), CONFIG.model_copy(update={"scale": (0.1, 0.1)}), sample_rng(1, 1, "a"), VOID)
+    assert (ids != VOID).sum() == 4
+
+
 def test_sizes_that_differ_are_refused():
     with pytest.raises(ValueError, match="must have the same size"):
         augment(np.zeros((4, 4, 3), np.uint8), np.zeros((4, 5), np.uint8), CONFIG, sample_rng(1, 1, "a"), VOID)

@@ -17,8 +17,6 @@ class Clock:
 
 
 class Terminal(io.StringIO):
-    columns = 80
-
     def isatty(self):
         return True
 
@@ -78,7 +76,7 @@ def test_the_rate_is_that_of_the_last_minute():
 
 def test_a_terminal_line_is_drawn_over_and_wiped():
     clock, stream = Clock(), Terminal()
-    progress = Progress(1000, stream=stream, clock=clock, width=lambda: stream.columns)
+    progress = Progress(1000, stream=stream, clock=clock, width=lambda: 80)
     for done in (100, 200, 1000):
         clock.now += 10
         progress.update(done, 0)
@@ -100,6 +98,16 @@ def test_a_terminal_line_never_wraps(columns, done, bad):
         progress.update(done * step // 2, bad)
     progress.close()
     assert max(len(draw.rstrip("\n")) for draw in stream.getvalue().split("\r")) <= max(1, columns - 1)
+
+
+def test_a_terminal_that_has_shrunk_is_not_overflowed():
+    clock, stream, columns = Clock(), Terminal(), [80]
+    progress = Progress(10**6, stream=stream, clock=clock, width=lambda: columns[0])
+    for done, width in ((1000, 80), (2000, 80), (3000, 20)):
+        columns[0] = width
+        clock.now += 10
+        progress.update(done)
+    assert stream.getvalue().split("\r")[-1] == "3000/1000000 images"
 
 
 def test_a_terminal_is_not_flooded():

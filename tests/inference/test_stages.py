@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from fcn_ray.config import ChunkConfig
+from fcn_ray.images.codec import decode_label, encode_image
+from fcn_ray.inference.stages import PIXELS, CommitChunks, DecodeImages, ReadChunks, finish_rows, read_receipts
+from fcn_ray.tables import schema
+from fcn_ray.tables.columns import Columns
+from fcn_ray.tables.plan import extend_plan, pending_chunks
+from fcn_ray.tables.runs import open_run
+from tests import pictures
+
+
+def _read_table(images: list[bytes | None], errors: list[str | None] | None = None) -> pa.Table:
+    """What the read stage leaves: encoded images with their origin."""
+    count = len(images)
+    return pa.table(
+        {
+            schema.CHUNK_ID: ["0" * 32] * count,
+            schema.CHUNK_ROW: list(range(count)),
+            schema.CHUNK_ROWS: [count] * count,
+            schema.PLAN: pa.array([1] * count, pa.int32()),
+            schema.IMAGE_ID: [f"image-{i}" for i in range(count)],
+            schema.PATH: [f"folder/image-{i}.jpg" for i in range(count)],
+            schema.ROW: [0] * count,
+            schema.IMAGE: pa.array(images, pa.large_binary()),
+            schema.SOURCE_ERROR: pa.array(errors or [None] * count, pa.string()),
+            schema.SOURCE_MESSAGE: pa.array([e and f"why {e}" for e in errors or [None] * count], pa.string()),
+        }
+    )
+
+
+def test_decode_gives_pixels_or_the_reason_why_not() -> None:
+    image = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
+    data = [encode_image(image, "PNG"), b"", None, b"<html></html>", None]
+    table = DecodeImages(10**6)(_read_table(data, [None, None, None, None, "unreadable"]))
+    assert table[schema.STATUS].to_pylist() == ["ok", "empty", "null", "not_image", "unreadable"]
+    assert table[schema.HEIGHT].to_pylist() == [5, None, None, None, None]
+    assert table[schema.WIDTH].to_pylist() == [7, None, None, None, None]
+    assert table[PIXELS][0].as_py() == image.tobytes()
+    assert table[PIXELS].null_count == 4
+    errors = table[schema.ERROR].to_pylist()
+    assert errors[0] is None
+    assert all(errors[1:])
+    assert errors[4] == "why unreadable"
+    assert not {schema.IMAGE, schema.SOURCE_ERROR, schema.SOURCE_MESSAGE} & set(table.column_names)
+
+
+def test_decode_refuses_what_is_too_big_before_it_decodes() -> None:
+    data = encode_image(np.zeros((10, 10, 3), np.uint8), "PNG")
+    table = DecodeImages(max_pixels=99)(_read_table([data]))
+    assert table[schema.STATUS].to_pylist() == ["too_big"]
+
+
+def _predicted(masks: list[np.ndarray | None]) -> pa.Table:
+    table = DecodeImages(10**6)(_read_table([None] * len(masks)))
+    count = len(masks)
+    columns = {name: table[name] for name in table.column_names if name != PIXELS}
+    columns |= {
+        schema.MASK: pa.array([None if m is None else m.tobytes() for m in masks], pa.large_binary()),
+        schema.HEIGHT: pa.array([m if m is None else m.shape[0] for m in masks], pa.int32()),
+        schema.WIDTH: pa.array([m if m is None else m.shape[1] for m in masks], pa.int32()),
+        schema.STATUS: ["null" if m is None else "ok" for m in masks],
+        schema.ERROR: pa.array(["no image" if m is None else None for m in masks], pa.string()),
+        schema.CLASS_PIXELS: pa.array([None if m is None else [m.size, 0, 0] for m in masks], pa.list_(pa.int64())),
+        schema.MEAN_CONFIDENCE: pa.array([None] * count, pa.float32()),
+        schema.MIN_CLASS_CONFIDENCE: pa.array([None] * count, pa.float32()),
+    }
+    return pa.table(columns)
+
+
+def test_finished_rows_hold_png_ids_with_a_name_in_the_images_place() -> None:
+    mask = np.array([[0, 1], [2, 0], [1, 1]], np.uint8)
+    table = finish_rows(_predicted([mask, None]), pictures.LABELS, "digest", "run")
+    cell = table[schema.MASK][0].as_py()
+    np.testing.assert_array_equal(decode_label(cell["bytes"]), mask)
+    assert cell["path"] == "image-0.png"
+    assert table[schema.MASK][1].as_py() is None
+    assert set(table[schema.MODEL_DIGEST].to_pylist()) == {"digest"}
+
+
+def test_read_to_commit_without_ray(tmp_path: Path) -> None:
+    source = pictures.write_parquet(tmp_path / "in.parquet", 5, group=2)
+    run = open_run(str(tmp_path / "out"), str(source), {"model": "m"}, pictures.LABELS)
+    log = extend_plan(run.uri, run.input, ChunkConfig(rows=3), Columns())
+    pending = list(pending_chunks(log))
+    read, decode = ReadChunks(run.uri, run.input, pending, Columns()), DecodeImages(10**6)
+    commit = CommitChunks(run, pictures.LABELS, "m")
+    for place in range(len(pending)):
+        table = decode(read(pa.table({"id": [place]})))
+        count = table.num_rows
+        sizes = list(zip(table[schema.HEIGHT].to_pylist(), table[schema.WIDTH].to_pylist(), strict=True))
+        table = table.drop_columns([PIXELS])
+        for name, column in {
+            schema.MASK: pa.array([bytes(h * w) for h, w in sizes], pa.large_binary()),
+            schema.CLASS_PIXELS: pa.array([[h * w, 0, 0] for h, w in sizes], pa.list_(pa.int64())),
+            schema.MEAN_CONFIDENCE: pa.array([1.0] * count, pa.float32()),
+            schema.MIN_CLASS_CONFIDENCE: pa.array([1.0] * count, pa.float32()),
+        }.items():
+            table = table.append_column(name, column)
+        (receipt,) = read_receipts(commit(table))
+        assert receipt.written
+        assert receipt.statuses == {"ok": count}
+        (again,) = read_receipts(commit(table))
+        assert not again.written
+    assert list(pending_chunks(log)) == []
+    rows = [row for file in (Path(run.uri) / "masks").iterdir() for row in pq.read_table(file).to_pylist()]
+    assert sorted(row[schema.IMAGE_ID] for row in rows) == [f"in.parquet#{i}" for i in range(5)]
+    assert sorted(row["name"] for row in rows) == [f"picture-{i}" for i in range(5)]

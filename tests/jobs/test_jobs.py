@@ -1,0 +1,119 @@
+"""What lies in jobs/ and cluster.yaml is what people copy: it must load, and it must run."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from fcn_ray.config import SegmentConfig, TrainConfig, load_config
+from fcn_ray.tables.audit import audit
+from tests import pictures
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_worked_configs_are_valid() -> None:
+    assert load_config(TrainConfig, str(ROOT / "jobs/train.yaml")).workers.count == 4
+    assert load_config(SegmentConfig, str(ROOT / "jobs/segment.yaml")).predict.actors == 8
+    assert load_config(TrainConfig, str(ROOT / "tests/benchmarks/camvid.yaml"), ["data=a", "out=b"]).epochs > 1
+
+
+def _cluster() -> dict[str, Any]:
+    found: dict[str, Any] = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    return found
+
+
+def test_cluster_yaml_passes_rays_own_validation() -> None:
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    prepared = prepare_config(copy.deepcopy(_cluster()))
+    validate_config(prepared)
+    broken = copy.deepcopy(prepared) | {"available_node_tpyes": {}}
+    with pytest.raises(Exception, match="available_node_tpyes"):
+        validate_config(broken)
+
+
+def test_cluster_yaml_has_the_pools_and_files_that_jobs_ask_for() -> None:
+    """Ray lets typos inside a node type and missing files pass in silence."""
+    config = _cluster()
+    types = config["available_node_types"]
+    assert set(types) == {"head", "cpu", "gpu"}
+    assert types["head"]["resources"]["CPU"] == 0, "no image is to be decoded on the head"
+    assert types["gpu"]["resources"]["GPU"] >= 1
+    assert all(isinstance(n["node_config"]["InstanceType"], str) for n in types.values())
+    assert sum(n.get("max_workers", 0) for n in types.values()) <= config["max_workers"]
+    commands = " ".join(config["setup_commands"])
+    for target, source in config["file_mounts"].items():
+        assert (ROOT / source).exists()
+        assert target in commands
+    assert (ROOT / "requirements.lock").exists()
+
+
+# ------------------------------------------------------------------------------------------------ ray job submit
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture
+def dashboard(tmp_path: Path) -> Iterator[str]:
+    """Address of the dashboard of a Ray cluster of its own."""
+    port = _free_port()
+    ray = Path(sys.executable).with_name("ray")
+    command = [
+        str(ray),
+        "start",
+        "--head",
+        "--block",
+        "--num-cpus=4",
+        f"--port={_free_port()}",
+        "--disable-usage-stats",
+    ]
+    command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
+    command += [f"--dashboard-agent-listen-port={_free_port()}", f"--ray-client-server-port={_free_port()}"]
+    with (tmp_path / "head.log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as head:
+        try:
+            deadline = time.monotonic() + 120
+            while True:
+                try:
+                    urllib.request.urlopen(f"http://127.0.0.1:{port}/api/version", timeout=2)
+                    break
+                except OSError:
+                    assert head.poll() is None, (tmp_path / "head.log").read_text()
+                    assert time.monotonic() < deadline
+                    time.sleep(0.5)
+            yield f"http://127.0.0.1:{port}"
+        finally:
+            head.terminate()
+            head.wait(60)
+
+
+@pytest.mark.ray
+@pytest.mark.keras
+@pytest.mark.slow
+def test_jobs_segment_runs_under_ray_job_submit(dashboard: str, tmp_path: Path, tiny_bundle: Path) -> None:
+    source, output = pictures.write_parquet(tmp_path / "in.parquet", 6), tmp_path / "masks"
+    submit = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", dashboard, "--"]
+    job = [sys.executable, str(ROOT / "jobs/segment.py"), str(source), str(output), "--model", str(tiny_bundle)]
+    environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
+    result = subprocess.run([*submit, *job], capture_output=True, text=True, timeout=280, env=environment, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "6 images labelled" in result.stdout + result.stderr
+    (status,) = output.glob("run=*/status.json")
+    assert json.loads(status.read_text())["state"] == "complete"
+    assert audit(str(output)).ok

@@ -1,0 +1,202 @@
+"""Training for real: Ray Train workers, MultiWorkerMirroredStrategy, kills and resumes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from fcn_ray.bundle import load_bundle
+from fcn_ray.config import TrainConfig, dump_config, load_config
+from fcn_ray.errors import DataError, DivergedError, ForeignOutputError, ResourceError
+from fcn_ray.training import job as training_job
+from fcn_ray.training.checkpoints import list_checkpoints, load_newest
+from fcn_ray.training.job import train
+from fcn_ray.training.preflight import prepare
+from tests import pictures
+
+pytestmark = [pytest.mark.ray, pytest.mark.keras]
+
+TINY: dict[str, Any] = {
+    "model.width": 0.05,
+    "model.fc_channels": 8,
+    "augment.crop": (32, 64),
+    "optimizer.learning_rate": 0.05,
+    "optimizer.warmup_steps": 2,
+    "batch_size": 4,
+    "epochs": 2,
+    "workers.threads": 1,
+    "workers.max_failures": 0,
+    "deterministic": True,
+}
+
+
+def _config(data: Path, out: Path, **flags: Any) -> TrainConfig:
+    dotted = {key.replace("__", "."): value for key, value in flags.items()}
+    return load_config(TrainConfig, flags=TINY | {"data": str(data), "out": str(out)} | dotted)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    sizes = ((48, 64), (40, 40), (33, 70))
+    return pictures.write_parquet(tmp_path_factory.mktemp("data") / "train.parquet", 12, sizes=sizes)
+
+
+# ------------------------------------------------------------------------------------------ one step, any workers
+
+
+def _probe(loop_config: dict[str, Any]) -> None:
+    """On a worker: three steps on its share of fixed global batches, then tell the loss and every variable."""
+    from fcn_ray.training.loop import build_replica, build_step
+
+    job = loop_config["job"]
+    replica = build_replica(job)
+    step = build_step(replica, job)
+    rng = np.random.default_rng(5)
+    losses = []
+    for _ in range(3):
+        images = rng.integers(0, 255, (4, 32, 64, 3), np.uint8)
+        labels = rng.integers(0, 3, (4, 32, 64)).astype(np.uint8)
+        labels[0] = 255  # one worker has far fewer valid pixels than the other
+        share = slice(replica.rank * 4 // replica.world, (replica.rank + 1) * 4 // replica.world)
+        losses.append(float(step(images[share], labels[share])))
+    loop_config["tell"]({"kind": "probe", "rank": replica.rank, "losses": losses, "arrays": replica.arrays()})
+
+
+def _run_probe(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    told: list[dict[str, Any]] = []
+    monkeypatch.setattr(training_job, "_work", _probe)
+    with training_job._Listener(told.append) as tell:
+        training_job._run_workers(prepare(config), tell)
+    return sorted(told, key=lambda record: record["rank"])
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_two_workers_take_the_step_of_one_and_end_equal(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (alone,) = _run_probe(_config(data, tmp_path / "one", model__dropout=0), monkeypatch)
+    first, second = _run_probe(_config(data, tmp_path / "two", model__dropout=0, workers__count=2), monkeypatch)
+    assert first["losses"] == second["losses"]
+    for name, array in first["arrays"].items():
+        np.testing.assert_array_equal(array, second["arrays"][name], err_msg=name)
+    np.testing.assert_allclose(first["losses"], alone["losses"], rtol=1e-5)
+    for name, array in alone["arrays"].items():
+        np.testing.assert_allclose(first["arrays"][name], array, rtol=0, atol=1e-5, err_msg=name)
+    trained = [name for name, array in alone["arrays"].items() if "momentum" in name and np.abs(array).max() > 0]
+    assert any("block1_conv1" in name for name in trained), "gradients must reach the first layer"
+
+
+# ------------------------------------------------------------------------------------------------- the whole job
+
+
+def _final_state(out: Path) -> dict[str, np.ndarray]:
+    found = load_newest(str(out))
+    assert found is not None
+    return found[1]
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_session")
+def test_killed_at_an_epoch_border_it_ends_with_the_weights_of_an_undisturbed_run(data: Path, tmp_path: Path) -> None:
+    config = _config(data, tmp_path / "straight", val=str(data), workers__count=2)
+    records: list[dict[str, Any]] = []
+    report = train(config, records.append)
+
+    kinds = [record["kind"] for record in records]
+    assert kinds == ["start", *(["step"] * 3 + ["epoch"]) * 2, "bundle"]
+    bundle = load_bundle(report.bundle)
+    assert bundle.digest == report.digest
+    assert bundle.labels == pictures.LABELS
+    weights = safetensors.numpy.load_file(Path(report.bundle) / "model.safetensors")
+    assert all(np.isfinite(array).all() for array in weights.values())
+    scores = [record["val"]["mean_iou"] for record in records if record["kind"] == "epoch"]
+    assert report.epoch == 1 + int(np.argmax(scores))
+
+    killed = tmp_path / "killed"
+    settings = tmp_path / "killed.yaml"
+    settings.write_text(dump_config(config.model_copy(update={"out": str(killed)})))
+    command = [sys.executable, "-m", "fcn_ray", "train", "--config", str(settings)]
+    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
+        deadline = time.monotonic() + 200
+        while not list_checkpoints(str(killed)):
+            assert run.poll() is None, "the run must not end before it is killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.killpg(run.pid, signal.SIGKILL)  # driver, raylet and all workers of that run
+    (checkpoint,) = list_checkpoints(str(killed))
+    assert checkpoint.epoch == 1
+    with pytest.raises(ForeignOutputError, match="--resume"):
+        train(_config(data, killed, val=str(data), workers__count=2))
+
+    resumed: list[dict[str, Any]] = []
+    train(_config(data, killed, val=str(data), workers__count=2, resume=True), resumed.append)
+    assert [record["epoch"] for record in resumed if record["kind"] == "epoch"] == [2]
+    undisturbed = _final_state(tmp_path / "straight")
+    for name, array in _final_state(killed).items():
+        np.testing.assert_array_equal(array, undisturbed[name], err_msg=name)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_bad_row_found_on_the_way_ends_the_job_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = pictures.write_parquet(tmp_path / "train.parquet", 8)
+    config = _config(data, tmp_path / "out")
+    monkeypatch.setattr("fcn_ray.training.preflight._check_samples", lambda *_: None)  # as if it were row 1,000,000
+    wrong = pictures.LABELS.from_names(["sky", "road"])
+    job = prepare(config)
+    object.__setattr__(job, "labels", wrong)
+    monkeypatch.setattr(training_job, "prepare", lambda _: job)
+    with pytest.raises(DataError, match=r"train\.parquet#\d: mask holds class ids \[2\]"):
+        train(config)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_loss_that_is_not_finite_ends_the_job_and_leaves_no_checkpoint(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match=r"lower optimizer\.learning_rate"):
+        train(_config(data, tmp_path / "out", optimizer__learning_rate=1e30, optimizer__warmup_steps=0))
+    assert list_checkpoints(str(tmp_path / "out")) == []
+
+
+# -------------------------------------------------------------------------------------- refused before the cluster
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_more_workers_than_the_cluster_holds_are_refused(data: Path, tmp_path: Path) -> None:
+    config = _config(data, tmp_path / "out", workers__count=4, workers__gpus=1)
+    with pytest.raises(ResourceError, match="training with 4 workers needs"):
+        train(config)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_train_is_refused_and_nothing_is_written(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    few = pictures.write_parquet(tmp_path / "few.parquet", 3)
+    with pytest.raises(DataError, match="3 images, fewer than batch_size 4"):
+        prepare(_config(few, out))
+    with pytest.raises(DataError, match=r"#0: mask holds class ids \[2\], expected 0..1 or 255"):
+        prepare(_config(data, out, classes=("sky", "road")))
+    assert not out.exists()
+    (out / "family").mkdir(parents=True)
+    (out / "family" / "photo.jpg").write_bytes(b"mine")
+    with pytest.raises(ForeignOutputError, match="not a training run"):
+        prepare(_config(data, out))
+
+
+def test_a_run_is_only_gone_on_with_its_own_settings(data: Path, tmp_path: Path) -> None:
+    from fcn_ray.training.checkpoints import Checkpoint, save_checkpoint
+
+    config = _config(data, tmp_path, resume=True)
+    settings = prepare(config).settings
+    save_checkpoint(str(tmp_path), Checkpoint("", 1, 3, None, settings, {}), {})
+    assert prepare(config).settings == settings
+    assert prepare(_config(data, tmp_path, resume=True, epochs=9, workers__count=2)).settings == settings
+    with pytest.raises(ForeignOutputError, match="other settings or data"):
+        prepare(_config(data, tmp_path, resume=True, seed=1))
