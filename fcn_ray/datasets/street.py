@@ -51,7 +51,8 @@ def random_size(rng: np.random.Generator) -> tuple[int, int]:
 def draw_scene(rng: np.random.Generator, height: int, width: int) -> tuple[Pixels, Pixels]:
     """One street: image (height, width, 3) uint8 and label (height, width) uint8 with the ids of LABELS and void.
 
-    Void is the bonnet of the car that carries the camera, in about half of the pictures.
+    Void are, as in PASCAL VOC, the pixels on either side of a border between classes, which the lens mixes, and the
+    bonnet of the car that carries the camera, in about half of the pictures.
     """
     street = _Street(rng, height, width)
     street.draw_sky()
@@ -61,8 +62,8 @@ def draw_scene(rng: np.random.Generator, height: int, width: int) -> tuple[Pixel
     street.draw_things()
     if rng.random() < 0.5:
         street.draw_bonnet()
-    label = np.array(street.label)
-    return _photograph(rng, np.array(street.image), label), label
+    classes = np.array(street.label)
+    return _photograph(rng, np.array(street.image), classes), _void_borders(classes)
 
 
 class _Street:
@@ -214,6 +215,14 @@ class _Street:
 def _shift(colour: Colour, by: Sequence[int] | npt.NDArray[np.int64]) -> Colour:
     red, green, blue = (min(255, max(0, int(c) + int(d))) for c, d in zip(colour, by, strict=True))
     return red, green, blue
+
+
+def _void_borders(classes: Pixels) -> Pixels:
+    label = classes.copy()
+    beside, below = classes[:, 1:] != classes[:, :-1], classes[1:] != classes[:-1]
+    for part, border in ((label[:, 1:], beside), (label[:, :-1], beside), (label[1:], below), (label[:-1], below)):
+        part[border] = VOID
+    return label
 
 
 def _photograph(rng: np.random.Generator, image: Pixels, label: Pixels) -> Pixels:

@@ -41,6 +41,7 @@ def build_pipeline(
     options = ray.data.DataContext.get_current()
     options.target_max_block_size = None
     options.enable_progress_bars = False
+    options.raise_original_map_exception = True  # an error of ours must come out as one
     options.execution_options.preserve_order = False
     retried: dict[str, Any] = {"max_retries": MAX_TASK_RETRIES}
     restarts = predict.config.max_restarts

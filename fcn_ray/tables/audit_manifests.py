@@ -94,7 +94,7 @@ def _check_totals(
     expected = {"run": run_id, "plan": number, **totals}
     wrong = {key: found.get(key) for key, value in expected.items() if found.get(key) != value}
     if wrong:
-        yield "manifest", f"says {wrong}, expected { ({key: expected[key] for key in wrong}) }"
+        yield "manifest", f"says {wrong}, expected {expected}"
 
 
 def _check_files(run_uri: str, files: dict[str, dict[str, Any]]) -> Iterator[tuple[str, Problem]]:

@@ -22,17 +22,17 @@ _PNG_HEADER = struct.Struct(">8s4x4sIIBB")
 _GREY_8 = (b"\x89PNG\r\n\x1a\n", b"IHDR", 8, 0)
 
 _TYPES = {
-    schema.PATH: "string",
-    schema.ROW: "int64",
-    schema.MASK: "struct<bytes: binary, path: string>",
-    schema.HEIGHT: "int32",
-    schema.WIDTH: "int32",
-    schema.CLASS_PIXELS: "list<element: int64>",
-    schema.STATUS: "string",
-    schema.ERROR: "string",
-    schema.PLAN: "int32",
-    schema.MODEL_DIGEST: "string",
-    schema.RUN_ID: "string",
+    schema.PATH: pa.string(),
+    schema.ROW: pa.int64(),
+    schema.MASK: pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+    schema.HEIGHT: pa.int32(),
+    schema.WIDTH: pa.int32(),
+    schema.CLASS_PIXELS: pa.list_(pa.int64()),
+    schema.STATUS: pa.string(),
+    schema.ERROR: pa.string(),
+    schema.PLAN: pa.int32(),
+    schema.MODEL_DIGEST: pa.string(),
+    schema.RUN_ID: pa.string(),
 }
 """The columns that are checked, and what they are in Arrow."""
 
@@ -67,10 +67,10 @@ def check_mask_file(data: bytes, expected: Expected, seen: Seen) -> Iterator[Pro
     try:
         parquet = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
         yield from _check_metadata(parquet, expected)
-        types = {field.name: str(field.type) for field in parquet.schema_arrow}
-        wrong = {name: types.get(name) for name, kind in _TYPES.items() if types.get(name) != kind}
+        found = {field.name: field.type for field in parquet.schema_arrow}
+        wrong = [f"{name} is {found.get(name)}, not {kind}" for name, kind in _TYPES.items() if found.get(name) != kind]
         if wrong:
-            yield "columns", f"columns are {wrong}, expected { ({name: _TYPES[name] for name in wrong}) }"
+            yield "columns", ", ".join(wrong)
             return
         first = 0
         for group in range(parquet.num_row_groups):

@@ -6,8 +6,9 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
+from operator import attrgetter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -55,12 +56,12 @@ class PlanWriter:
         self._writer = pq.ParquetWriter(
             self._sink, PLAN_SCHEMA, compression="zstd", write_page_checksum=True, store_schema=False
         )
-        self._pending: list[dict[str, object]] = []
+        self._pending: list[tuple[object, ...]] = []
 
     def add(self, chunk: Chunk) -> None:
         """Append a chunk."""
-        name = chunk_id(chunk)
-        self._pending += [{"chunk_id": name, **asdict(piece)} for piece in chunk]
+        name, row = chunk_id(chunk), attrgetter(*PLAN_SCHEMA.names[1:])
+        self._pending += [(name, *row(piece)) for piece in chunk]
         self.chunks += 1
         self.rows += sum(piece.n_rows for piece in chunk)
         self.pieces += len(chunk)
@@ -76,7 +77,7 @@ class PlanWriter:
         return self._sink.getvalue()
 
     def _write_group(self) -> None:
-        table = pa.Table.from_pylist(self._pending, schema=PLAN_SCHEMA)
+        table = pa.table([list(column) for column in zip(*self._pending, strict=True)], schema=PLAN_SCHEMA)
         self._writer.write_table(table, row_group_size=len(self._pending))
         self._pending.clear()
 

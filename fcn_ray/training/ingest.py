@@ -172,11 +172,9 @@ def decode_sample(row: dict[str, Any], labels: LabelSet, max_pixels: int) -> tup
     key = row[KEY]
     try:
         image = decode_image(row[IMAGE], max_pixels).pixels
-        label = decode_label(row[LABEL])
+        label = decode_label(row[LABEL], f"{key}: mask")
     except ImageError as error:
         raise DataError(f"{key}: training image is {error.status}: {error}") from error
-    except DataError as error:
-        raise DataError(f"{key}: {error}") from error
     if image.shape[:2] != label.shape:
         raise DataError(
             f"{key}: image is {_size(image)} pixels, its mask {_size(label)}: they must be equal (resize with nearest)"
@@ -229,6 +227,7 @@ def stream(
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
+    context.raise_original_map_exception = True  # a DataError of ours must come out as one
     context.target_max_block_size = 16 * 2**20  # a worker gets its first batch long before a window is decoded
     tasks = ray.put(reads)
     dataset = ray.data.range(len(reads), override_num_blocks=len(reads)).map_batches(

@@ -122,7 +122,13 @@ def _work(loop_config: dict[str, Any]) -> None:
     """Entry point on a worker; TensorFlow and Keras are imported there, not on the driver."""
     from fcn_ray.training.loop import run_worker
 
-    run_worker(loop_config["job"], loop_config["tell"])
+    try:
+        run_worker(loop_config["job"], loop_config["tell"])
+    except Exception as error:
+        own = cluster.find_own_error(error)  # looked for here: causes do not survive the way to the driver
+        if own is not None:
+            raise own from None
+        raise
 
 
 class _Listener:

@@ -38,7 +38,7 @@ def images() -> list[np.ndarray | None]:
 
 @pytest.fixture(scope="module")
 def predictor(tiny_bundle: Path) -> Predictor:
-    return Predictor(str(tiny_bundle), load_bundle(str(tiny_bundle)).digest, threads=1, batch_pixels=3 * 64 * 64)
+    return Predictor(str(tiny_bundle), load_bundle(str(tiny_bundle)).digest, threads=0, batch_pixels=3 * 64 * 64)
 
 
 def test_every_image_has_the_mask_that_it_has_alone(predictor: Predictor, images: list[np.ndarray | None]) -> None:
@@ -85,4 +85,4 @@ def test_an_image_that_fails_takes_no_other_with_it(predictor: Predictor, images
 
 def test_another_bundle_than_planned_is_refused(tiny_bundle: Path) -> None:
     with pytest.raises(BundleError, match="the job was planned with 0000"):
-        Predictor(str(tiny_bundle), "0000", threads=1, batch_pixels=1)
+        Predictor(str(tiny_bundle), "0000", threads=0, batch_pixels=1)

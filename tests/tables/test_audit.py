@@ -248,6 +248,13 @@ def _same_chunk_in_both_plans(run: Run) -> None:
     _edit_plan(lambda rows: rows.append(_plan_rows(run)[-1]), number=2)(run)
 
 
+def _version_split_over_plans(run: Run) -> None:
+    """Each row is in one chunk, but a later plan covers what an earlier one had left."""
+    last = _plan_rows(run)[-1]
+    _edit_plan(lambda rows: rows.pop())(run)
+    _edit_plan(lambda rows: rows.append(last), number=2)(run)
+
+
 def _rewrite_ids(rows: list[dict]) -> None:
     """Right ids for whatever the rows say now, one row a chunk."""
     for row in rows:
@@ -263,10 +270,19 @@ def _edit_table_rows(**change: Any) -> Damage:
     return _edit_plan(edit)
 
 
-def _edit_only_manifest(run: Run) -> None:
-    for name in ("manifests/000001.json", "_SUCCESS"):
-        Path(run.uri, name).unlink()
-    _edit_json("manifests/000002.json", lambda manifest: manifest["objects"][0].update(size=1))(run)
+def _edit_only_manifest(**cells: Any) -> Damage:
+    """Change an object of the newest manifest, when no other file contradicts that."""
+
+    def damage(run: Run) -> None:
+        for name in ("manifests/000001.json", "_SUCCESS"):
+            Path(run.uri, name).unlink()
+        _edit_json("manifests/000002.json", lambda manifest: _edit_object(manifest["objects"][0], cells))(run)
+
+    return damage
+
+
+def _edit_object(item: dict, cells: dict[str, Any]) -> None:
+    item.update({name: cell(item[name]) if callable(cell) else cell for name, cell in cells.items()})
 
 
 FILE_DAMAGE: dict[str, tuple[Damage, set[str]]] = {
@@ -286,6 +302,7 @@ FILE_DAMAGE: dict[str, tuple[Damage, set[str]]] = {
     "plan copied": (_copy("plans/000001.parquet", "plans/000003.parquet"), {"twice", "origin"}),
     "path changed in a plan": (_edit_plan(lambda rows: rows[0].update(path="0.png")), {"digest", "chunk_id"}),
     "input version in two plans": (_same_version_in_both_plans, {"digest", "twice", "missing", "stray"}),
+    "input version split over plans": (_version_split_over_plans, {"digest", "twice", "origin"}),
     "chunk in two plans": (_same_chunk_in_both_plans, {"digest", "twice", "origin"}),
     "run.json deleted": (lambda run: Path(run.uri, "run.json").unlink(), {"digest", "run"}),
     "run.json torn": (lambda run: Path(run.uri, "run.json").write_text("{"), {"digest", "run"}),
@@ -299,7 +316,9 @@ FILE_DAMAGE: dict[str, tuple[Damage, set[str]]] = {
         _edit_json("manifests/000002.json", lambda m: m["objects"][0].update(sha256="0")),
         {"manifest", "digest", "success"},
     ),
-    "size changed in the only manifest": (_edit_only_manifest, {"digest"}),
+    "size changed in the only manifest": (_edit_only_manifest(size=1), {"digest"}),
+    "rows changed in the only manifest": (_edit_only_manifest(rows=9), {"digest", "manifest"}),
+    "temporary name in a manifest": (_edit_only_manifest(name=lambda name: f"{name}.tmp"), {"digest", "manifest"}),
     "object left out of the newest manifest": (
         _edit_json("manifests/000002.json", lambda m: m["objects"].pop()),
         {"manifest", "digest", "success"},

@@ -101,9 +101,10 @@ def test_bad_images_are_rows_with_an_error(chunk: Chunk) -> None:
         (lambda t: pa.concat_tables([t, t.slice(2)]), r"found 4 rows \[0, 1, 2, 2\]"),
         (lambda t: t.take([0, 2, 1]), r"found 3 rows \[0, 2, 1\]"),
         (lambda t: t.take([0, 0, 1]), r"found 3 rows \[0, 0, 1\]"),
-        (lambda t: pa.concat_tables([t.slice(0, 2), _renamed(t).slice(2)]), r"chunks \['.*', 'other'\]"),
+        (lambda t: pa.concat_tables([t.slice(0, 2), _with(t, chunk_id="other").slice(2)]), r"chunks \['.*', 'other'\]"),
+        (lambda t: pa.concat_tables([t.slice(0, 2), _with(t, chunk_rows=4).slice(2)]), r"of \[3, 4\] rows"),
     ],
-    ids=["tail lost", "head lost", "all lost", "duplicate", "reordered", "replaced", "mixed"],
+    ids=["tail lost", "head lost", "all lost", "duplicate", "reordered", "replaced", "mixed", "of two sizes"],
 )
 def test_a_chunk_that_is_not_whole_is_refused(chunk: Chunk, damage, message: str) -> None:
     run, ref, table = chunk
@@ -112,9 +113,10 @@ def test_a_chunk_that_is_not_whole_is_refused(chunk: Chunk, damage, message: str
     assert not _stored(run, ref).exists()
 
 
-def _renamed(table: pa.Table) -> pa.Table:
-    names = pa.array(["other"] * table.num_rows)
-    return table.set_column(table.column_names.index("chunk_id"), "chunk_id", names)
+def _with(table: pa.Table, **cells: object) -> pa.Table:
+    for name, cell in cells.items():
+        table = table.set_column(table.column_names.index(name), name, pa.array([cell] * table.num_rows))
+    return table
 
 
 @pytest.mark.parametrize(
@@ -162,6 +164,11 @@ def test_something_else_in_its_place_is_no_success(chunk: Chunk, tmp_path: Path)
     with pytest.raises(ForeignOutputError, match=r"is of run 0{16}, expected"):
         commit_chunk(run, table)
     put(maskfile.encode(run, "other", table))
+    with pytest.raises(AuditError, match="is not the whole chunk"):
+        commit_chunk(run, table)
+    file = io.BytesIO()
+    pq.write_table(pq.read_table(io.BytesIO(whole)).slice(0, 2), file)
+    put(file.getvalue())
     with pytest.raises(AuditError, match="is not the whole chunk"):
         commit_chunk(run, table)
     put(maskfile.encode(run, ref.chunk_id, table.slice(0, 2)))

@@ -168,6 +168,22 @@ def _interrupted(root: Path, folder: _Folder, late: set[str], rivals: int) -> Ca
     return put
 
 
+def test_the_loser_of_a_race_plans_what_the_winner_leaves(tmp_path: Path) -> None:
+    drafts: list[tuple[str, bytes]] = []
+    write_images(tmp_path / "in", "b.png")
+    _extend(tmp_path, put=lambda uri, data: drafts.append((uri, data)) is None)  # lists, and is slow to put
+    write_images(tmp_path / "in", "a.png", "c.png")
+
+    def put(uri: str, data: bytes) -> bool:
+        if drafts:
+            assert storage.put_if_absent(*drafts.pop())
+        return storage.put_if_absent(uri, data)
+
+    log = _extend(tmp_path, put=put)
+    assert [[piece.path for piece in chunk] for chunk in _chunks(tmp_path).values()] == [["b.png"], ["a.png", "c.png"]]
+    assert (log.newest, log.chunks, log.rows, log.new_rows) == (2, 2, 3, 3)
+
+
 def test_jobs_that_start_at_once_share_the_work(tmp_path: Path) -> None:
     write_images(tmp_path / "in", *(f"{i:02}.png" for i in range(40)))
     barrier = threading.Barrier(3)
