@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import Any
 
 import ray
@@ -21,7 +22,8 @@ from fcn_ray.reports.progress import Progress
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.commit import Receipt
 from fcn_ray.tables.manifest import finish
-from fcn_ray.tables.plan import ChunkRef, extend_plan, pending_chunks, preview_plan, read_log
+from fcn_ray.tables.plan import extend_plan, pending_chunks, preview_plan, read_log
+from fcn_ray.tables.planfile import ChunkRef
 from fcn_ray.tables.runs import Run, fingerprint, open_run, run_uri, write_status
 from fcn_ray.tables.schema import OK
 
@@ -38,7 +40,12 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, verbose: bool = Fal
     start = time.monotonic()
     bundle = load_bundle(config.model)
     columns = Columns(config.image_column, config.id_column, config.carry)
-    identity = {"model": bundle.digest, "decoder": DECODER_VERSION, "max_pixels": config.max_pixels}
+    identity = {
+        "model": bundle.digest,
+        "decoder": DECODER_VERSION,
+        "max_pixels": config.max_pixels,
+        "columns": asdict(columns),  # other images, ids or carried columns are other rows
+    }
     if dry_run:
         return _preview(config, columns, run_uri(storage.absolute(config.output), fingerprint(identity, bundle.labels)))
     about = {"fcn_ray": __version__, "ray": ray.__version__, "config": config.model_dump(mode="json")}

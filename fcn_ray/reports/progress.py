@@ -49,6 +49,7 @@ class Progress:
         self._start = self._line_at = self._status_at = clock()
         self._samples: deque[tuple[float, int]] = deque()
         self._drawn = 0
+        self._shown = ""
         self._closed = False
 
     def __enter__(self) -> Progress:
@@ -75,7 +76,8 @@ class Progress:
         if self._closed:
             return
         self._closed = True
-        self._show(self._line(), last=True)
+        if self._terminal or self._line() != self._shown:
+            self._show(self._line(), last=True)
         self._report(self._clock())
 
     def rate(self) -> float | None:
@@ -128,6 +130,7 @@ class Progress:
         return "  ".join(parts)
 
     def _show(self, line: str, last: bool = False) -> None:
+        self._shown = line
         if self._terminal:
             rest = min(self._drawn, self._width() - 1)  # of a longer line before, to be wiped
             self._stream.write("\r" + line.ljust(rest) + ("\n" if last else ""))

@@ -18,7 +18,7 @@ from fcn_ray import storage
 from fcn_ray.errors import AuditError, ForeignOutputError
 from fcn_ray.tables import schema
 from fcn_ray.tables.maskfile import CHUNK_KEY, ROWS_KEY, RUN_KEY, check_rows, check_whole, encode
-from fcn_ray.tables.runs import Run as Run
+from fcn_ray.tables.runs import Run
 
 
 @dataclass(frozen=True, slots=True)

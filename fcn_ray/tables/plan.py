@@ -22,8 +22,7 @@ from fcn_ray.errors import SchemaError, StorageError
 from fcn_ray.tables import planfile
 from fcn_ray.tables.chunks import Chunk, cut_chunks
 from fcn_ray.tables.columns import Columns
-from fcn_ray.tables.planfile import ChunkRef as ChunkRef
-from fcn_ray.tables.planfile import PlanWriter, plan_uri
+from fcn_ray.tables.planfile import ChunkRef, PlanWriter, plan_uri
 from fcn_ray.tables.sources import Listing, Piece, Source, list_inputs, read_row_groups
 
 MAX_PLAN_PIECES = 1_000_000

@@ -17,7 +17,8 @@ from fcn_ray.tables import schema
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.commit import commit_chunk
 from fcn_ray.tables.manifest import finish
-from fcn_ray.tables.plan import ChunkRef, PlanLog, extend_plan, pending_chunks, read_chunk
+from fcn_ray.tables.plan import PlanLog, extend_plan, pending_chunks, read_chunk
+from fcn_ray.tables.planfile import ChunkRef
 from fcn_ray.tables.reading import label_chunk, read_rows
 from fcn_ray.tables.runs import Run, open_run
 

@@ -14,7 +14,8 @@ from fcn_ray.labels import METADATA_KEY, LabelSet
 from fcn_ray.tables import maskfile, schema
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.commit import commit_chunk, read_receipt
-from fcn_ray.tables.plan import ChunkRef, pending_chunks
+from fcn_ray.tables.plan import pending_chunks
+from fcn_ray.tables.planfile import ChunkRef
 from fcn_ray.tables.runs import Run
 from tests.tables.making import png, result_rows, start_run, write_images, write_table
 
