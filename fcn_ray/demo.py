@@ -36,11 +36,13 @@ TRAINING = {
     "model.fc_channels": 128,
     "model.dropout": 0.1,
     "augment.crop": (96, 128),
-    "optimizer.learning_rate": 0.05,
-    "optimizer.warmup_steps": 50,
+    "augment.scale": (0.8, 1.25),
+    "optimizer.learning_rate": 0.03,
+    "optimizer.warmup_steps": 100,
     "workers.count": 2,
     "workers.threads": 1,
     "epochs": 24,
+    "val_every": 4,
     "batch_size": 8,
 }
 """A quarter of VGG16's channels, from scratch: enough for drawn streets, and small enough for two cores."""

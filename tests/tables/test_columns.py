@@ -143,8 +143,10 @@ def test_pickled_objects_are_refused_at_any_depth(wrap, registered: bool) -> Non
     pickled = wrap(pa.ExtensionArray.from_storage(_Pickled(), pa.array([b"code"], pa.large_binary())))
     file = io.BytesIO()
     pq.write_table(pa.table({"image": [b"x"], "object": pickled}), file)
-    if registered:
-        pa.register_extension_type(_Pickled())
+    try:
+        pa.register_extension_type(_Pickled()) if registered else None
+    except pa.ArrowKeyError:  # another test has imported Ray, which registers it for good
+        registered = False
     try:
         with pytest.raises(SchemaError, match="pickled Python objects"):
             read_table_schema(pq.read_metadata(file))
