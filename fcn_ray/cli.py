@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any, NoReturn
@@ -38,22 +39,21 @@ Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the log lin
 
 def main() -> None:
     """Run the command line and exit with the codes of fcn_ray.errors."""
-    signal.signal(signal.SIGTERM, _stop)
+    received: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, partial(_interrupt, received))
     if not {"-v", "--verbose"} & set(sys.argv):
         _divert_native_stderr()
     try:
         code = app(standalone_mode=False)
     except FcnRayError as error:
         _fail(f"error: {error}", error.exit_code)
-    except typer.Exit as finished:
-        sys.exit(finished.exit_code)
-    except (KeyboardInterrupt, typer.Abort) as stop:
-        number = stop.args[0] if stop.args and isinstance(stop.args[0], int) else signal.SIGINT
-        _fail("stopped: what is finished is safe; the same command goes on (train: with --resume)", 128 + number)
     except Exception as error:
         if hasattr(error, "format_message"):  # a click usage error; click itself is typer's business
             _fail(f"error: {error.format_message()}\nTry 'fcn-ray --help'.", getattr(error, "exit_code", 2))
         raise
+    if received:  # typer makes one exit code of every interrupt
+        _fail("stopped: what is finished is safe; the same command goes on (train: with --resume)", 128 + received[0])
     sys.exit(code if isinstance(code, int) else EXIT_COMPLETE)
 
 
@@ -70,8 +70,11 @@ def _keep_if_crashed(log: Path) -> None:
     log.unlink(missing_ok=True)
 
 
-def _stop(number: int, _frame: FrameType | None) -> NoReturn:
-    raise KeyboardInterrupt(number)
+def _interrupt(received: list[int], number: int, _frame: FrameType | None) -> None:
+    """Interrupt the job once; a second signal while it puts things in order changes nothing."""
+    received.append(number)
+    if len(received) == 1:
+        raise KeyboardInterrupt
 
 
 def _fail(message: str, code: int) -> NoReturn:

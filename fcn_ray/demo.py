@@ -41,7 +41,7 @@ TRAINING = {
     "optimizer.warmup_steps": 100,
     "workers.count": 2,
     "workers.threads": 1,
-    "epochs": 24,
+    "epochs": 20,
     "val_every": 4,
     "batch_size": 8,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
 import time
@@ -55,6 +56,8 @@ def train(
 
     def hear(record: dict[str, Any]) -> None:
         told[record["kind"]] = record
+        if record["kind"] == "epoch":
+            _keep_curve(job.config.out, record)
         if on_record:
             on_record(record)
 
@@ -83,6 +86,14 @@ def train(
                 logger.warning("workers failed (%s); starting again from the last checkpoint", cluster.last_line(error))
     done = told["bundle"]
     return TrainReport(done["folder"], done["digest"], done["epoch"], done["metrics"], time.monotonic() - start)
+
+
+def _keep_curve(out: str, record: dict[str, Any]) -> None:
+    """`metrics.jsonl`: one line for each epoch; a resumed run goes on with it, from the epoch it does again."""
+    uri = storage.join(out, "metrics.jsonl")
+    before = storage.read_bytes(uri).decode().splitlines() if storage.is_file(uri) else []
+    kept = [line for line in before if json.loads(line)["epoch"] < record["epoch"]]
+    storage.replace(uri, "".join(f"{line}\n" for line in [*kept, json.dumps(record)]).encode())
 
 
 def _run_workers(job: Job, tell: Callable[[dict[str, Any]], None]) -> None:
