@@ -62,12 +62,8 @@ def _divert_native_stderr() -> None:
     log = tempfile.NamedTemporaryFile("w", prefix="fcn-ray-native-", suffix=".log", delete=False)  # noqa: SIM115
     sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8")
     os.dup2(log.fileno(), 2)
-    atexit.register(_keep_if_crashed, Path(log.name))
-
-
-def _keep_if_crashed(log: Path) -> None:
-    """A normal end, also one with an error of ours, needs no native log; a crash leaves it, since this does not run."""
-    log.unlink(missing_ok=True)
+    # A normal end needs no such log; after a crash this does not run, and the file stays.
+    atexit.register(Path(log.name).unlink, missing_ok=True)
 
 
 def _interrupt(received: list[int], number: int, _frame: FrameType | None) -> None:
@@ -104,9 +100,9 @@ def demo(
 ) -> int:
     """Train, segment and evaluate on synthetic street scenes: the whole job in a few minutes, and a page about it."""
     from fcn_ray.demo import demo as run
-    from fcn_ray.reports.console import print_demo
+    from fcn_ray.reports.console import print_lines
 
-    print_demo(run(str(out), verbose=verbose))
+    print_lines(run(str(out), verbose=verbose).lines())
     return EXIT_COMPLETE
 
 
@@ -134,7 +130,7 @@ def train(
 ) -> int:
     """Train an FCN on the workers of a Ray cluster; the best epoch becomes the bundle OUT/bundle."""
     from fcn_ray.config import TrainConfig
-    from fcn_ray.reports.console import TrainingLines, print_train
+    from fcn_ray.reports.console import TrainingLines, print_lines
     from fcn_ray.training.job import train as run
 
     flags = {
@@ -151,7 +147,7 @@ def train(
         "address": address,
     }
     loaded = _load(TrainConfig, config, settings, flags)
-    print_train(run(loaded, on_record=TrainingLines().hear, verbose=verbose))
+    print_lines(run(loaded, on_record=TrainingLines().hear, verbose=verbose).lines())
     return EXIT_COMPLETE
 
 
@@ -178,7 +174,7 @@ def segment(
     """Give every image of a collection its mask, exactly once; run it again to go on or to take in new images."""
     from fcn_ray.config import SegmentConfig
     from fcn_ray.inference.job import segment as run
-    from fcn_ray.reports.console import print_segment
+    from fcn_ray.reports.console import print_lines
 
     flags = {
         "input": input,
@@ -192,22 +188,27 @@ def segment(
         "address": address,
     }
     report = run(_load(SegmentConfig, config, settings, flags), dry_run=dry_run, verbose=verbose)
-    print_segment(report)
+    print_lines(report.lines())
     return EXIT_BAD_IMAGES if report.too_bad else EXIT_COMPLETE
 
 
-@app.command(epilog="Example:  fcn-ray evaluate masks/ labels.parquet --json scores.json")
+@app.command(
+    epilog="Examples:  fcn-ray evaluate masks/ val.parquet (after: fcn-ray segment val.parquet masks/ ...)   |   "
+    "fcn-ray evaluate masks/ labels/ --json scores.json"
+)
 def evaluate(
     masks: Annotated[str, typer.Argument(help="Output folder of `fcn-ray segment`, or a folder of PNG masks.")],
     labels: Annotated[str, typer.Argument(help="Parquet file or folder with a mask column, or a folder of PNGs.")],
     mask_column: Annotated[str, typer.Option(help="Column of the labels.")] = "mask",
+    classes: Annotated[str | None, typer.Option(help="Names by id, with commas; only for PNGs on both sides.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores to this file too.")] = None,
 ) -> int:
     """Score masks against labels: IoU of every class and the four FCN metrics. Void is never counted."""
     from fcn_ray.evaluation import evaluate as run
     from fcn_ray.evaluation import format_table
 
-    evaluation = run(masks, labels, mask_column=mask_column)
+    names = classes.split(",") if classes else None
+    evaluation = run(masks, labels, mask_column=mask_column, classes=names)
     print(format_table(evaluation))
     if json_file:
         json_file.write_text(json.dumps(evaluation.to_dict(), indent=1) + "\n", encoding="utf-8")
@@ -217,11 +218,11 @@ def evaluate(
 @app.command(epilog="Example:  fcn-ray audit masks/")
 def audit(output: Annotated[str, typer.Argument(help="Output folder of `fcn-ray segment`.")]) -> int:
     """Prove that every image of the plan has exactly one whole, unchanged result row."""
-    from fcn_ray.reports.console import print_audit
+    from fcn_ray.reports.console import print_lines
     from fcn_ray.tables.audit import audit as run
 
     report = run(output)
-    print_audit(report)
+    print_lines(report.lines())
     if report.n_findings:
         return AuditError.exit_code
     return IncompleteError.exit_code if report.incomplete else EXIT_COMPLETE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -41,9 +42,11 @@ def _init(address: str | None, cpus: float, verbose: bool) -> None:
     level = logging.INFO if verbose else logging.ERROR
     where = address or os.environ.get("RAY_ADDRESS")
     if where:
-        own = {} if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else {"env_vars": environment}
+        job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
+        taken = job.get("env_vars") or {}  # of a submitted job: Ray refuses to set the same name twice
+        ours = {name: value for name, value in environment.items() if name not in taken}
         try:
-            ray.init(address=where, runtime_env=own, log_to_driver=verbose, logging_level=level)
+            ray.init(address=where, runtime_env={"env_vars": ours}, log_to_driver=verbose, logging_level=level)
         except (ConnectionError, ValueError) as error:
             raise ResourceError(
                 f"no Ray cluster answers at {where}: {error}. Unset RAY_ADDRESS to start Ray on this machine"
@@ -63,22 +66,31 @@ def silence(verbose: bool = False) -> None:
     """Keep Ray's and TensorFlow's own progress and log lines out of the driver's output, unless `verbose`."""
     for name, value in WORKER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if not verbose:
         for name in ("ray", "ray.data", "ray.train", "ray.tune"):
             logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def require(*, cpus: float, gpus: float, purpose: str) -> None:
-    """Raise ResourceError unless the connected cluster has the CPUs and GPUs in all that `purpose` needs."""
+def require(count: int, *, cpus: float, gpus: float, spare_cpus: float, purpose: str) -> None:
+    """Raise ResourceError unless the nodes that are there can hold `count` processes of `cpus` and `gpus` each.
+
+    Counted node by node, since a process cannot be spread over two, and with `spare_cpus` left for what feeds them.
+    Without this check Ray would wait, in silence and for ever.
+    """
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    room = 0
+    for node in nodes:
+        fits = [node.get("CPU", 0.0) / cpus] + ([node.get("GPU", 0.0) / gpus] if gpus else [])
+        room += int(min(fits) + 1e-9)
     present = ray.cluster_resources()
-    for name, wanted in (("CPU", cpus), ("GPU", gpus)):
-        found = present.get(name, 0.0)
-        if wanted > found:
-            raise ResourceError(
-                f"{purpose} needs {wanted:g} {name}s, the Ray cluster has {found:g}: "
-                f"ask for less, or join a larger cluster with --address"
-            )
+    cluster_cpus, cluster_gpus = present.get("CPU", 0.0), present.get("GPU", 0.0)
+    found = f"the Ray cluster has {cluster_cpus:g} CPUs and {cluster_gpus:g} GPUs on {len(nodes)} nodes"
+    way_out = "ask for less, add nodes, or join a larger cluster with --address"
+    if room < count:
+        each = f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
+        raise ResourceError(f"{count} {purpose} of {each} each do not fit, {found} with room for {room}: {way_out}")
+    if cluster_cpus < count * cpus + spare_cpus:
+        raise ResourceError(f"{count} {purpose} leave no {spare_cpus:g} CPUs to read and decode, {found}: {way_out}")
 
 
 def count(resource: str) -> float:

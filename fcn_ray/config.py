@@ -132,12 +132,12 @@ class WorkersConfig(Section):
 
     count: Positive = 1
     """How many."""
-    gpus: float = Field(default=0, ge=0)
-    """GPUs for each worker."""
+    gpus: float = Field(default=0, ge=0, le=1)
+    """GPUs for each worker, which is one replica on one device: 0 or 1, or a share of one."""
     cpus: float = Field(default=1, gt=0)
     """CPUs that each worker reserves from Ray."""
     threads: int = Field(default=0, ge=0)
-    """TensorFlow threads of each worker; 0 shares the cores of a single machine evenly."""
+    """TensorFlow threads of each worker; 0 shares the cores of a node evenly."""
     max_failures: int = Field(default=3, ge=0)
     """Times that the group is started again from the last checkpoint after a worker died."""
 
@@ -208,7 +208,7 @@ class PredictConfig(Section):
     """The actors that apply the network."""
 
     actors: int = Field(default=0, ge=0)
-    """How many; 0 takes one for each GPU of the cluster, or one for each node without GPUs."""
+    """How many; 0 takes as many as the cluster's GPUs hold when `gpus` asks for some, else one for each node."""
     gpus: float = Field(default=0, ge=0)
     """GPUs for each actor; may be a fraction."""
     cpus: float = Field(default=1, gt=0)
@@ -330,11 +330,6 @@ def _parse_yaml(text: str, where: str) -> Any:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ConfigError(f"{where} is not valid YAML: {error}") from error
-    if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text; people mean the number
-        try:
-            return float(value)
-        except ValueError:
-            return value
     return value
 
 

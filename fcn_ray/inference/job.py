@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ import ray
 from fcn_ray import __version__, cluster, storage
 from fcn_ray.bundle import Bundle, load_bundle
 from fcn_ray.config import PredictConfig, SegmentConfig
-from fcn_ray.errors import IncompleteError
+from fcn_ray.errors import EXIT_BAD_IMAGES, EXIT_COMPLETE, IncompleteError, StorageError
 from fcn_ray.inference.pipeline import Actors, build_pipeline
 from fcn_ray.inference.predictor import Predictor
 from fcn_ray.inference.report import SegmentReport
@@ -22,10 +23,12 @@ from fcn_ray.reports.progress import Progress
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.commit import Receipt
 from fcn_ray.tables.manifest import finish
-from fcn_ray.tables.plan import extend_plan, pending_chunks, preview_plan, read_log
+from fcn_ray.tables.plan import extend_plan, pending_chunks, preview_plan
 from fcn_ray.tables.planfile import ChunkRef
-from fcn_ray.tables.runs import Run, fingerprint, open_run, run_uri, write_status
+from fcn_ray.tables.runs import Run, check_output, fingerprint, open_run, run_uri, write_status
 from fcn_ray.tables.schema import OK
+
+logger = logging.getLogger(__name__)
 
 DECODER_VERSION = 1
 """Part of a run's fingerprint: changes when the pixels that the network sees of the same bytes do."""
@@ -47,25 +50,30 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, verbose: bool = Fal
         "columns": asdict(columns),  # other images, ids or carried columns are other rows
     }
     if dry_run:
-        return _preview(config, columns, run_uri(storage.absolute(config.output), fingerprint(identity, bundle.labels)))
+        return _preview(config, columns, fingerprint(identity, bundle.labels))
     about = {"fcn_ray": __version__, "ray": ray.__version__, "config": config.model_dump(mode="json")}
     run = open_run(config.output, config.input, identity, bundle.labels, about)
-    log = extend_plan(run.uri, run.input, config.chunk, columns)
-    pending = list(pending_chunks(log))
-    todo = sum(chunk.n_rows for chunk in pending)
-    status = _Status(run, {"images": log.rows, "skipped": log.rows - todo, "started": time.time()})
+    status = _Status(run)
+    labelling = _Labelling(start)
     try:
-        labelling = _Labelling(start)
+        status.write("planning")
+        log = extend_plan(run.uri, run.input, config.chunk, columns)
+        pending = list(pending_chunks(log))
+        todo = sum(chunk.n_rows for chunk in pending)
+        status.write("running", images=log.rows, skipped=log.rows - todo, done=0)
         if pending:
             _connect(config, verbose)
             labelling.follow(_receipts(config, bundle, run, columns, pending), todo, status)
         manifest = finish(run, log, labelling.receipts)
     except BaseException as error:
-        status.write("stopped" if isinstance(error, KeyboardInterrupt) else "failed", error=str(error)[:500])
+        stopped = isinstance(error, KeyboardInterrupt)
+        code = getattr(error, "exit_code", None if stopped else 1)
+        status.write("stopped" if stopped else "failed", error=str(error)[:500], exit_code=code)
         raise
     bad = manifest.bad_rows
     too_bad = bad > config.max_bad_fraction * log.rows or log.listing.n_quarantined > 0
-    status.write("complete", done=todo, bad=bad, quarantined=log.listing.n_quarantined, too_bad=too_bad)
+    code = EXIT_BAD_IMAGES if too_bad else EXIT_COMPLETE
+    status.write("complete", done=todo, bad=bad, quarantined=log.listing.n_quarantined, exit_code=code)
     return SegmentReport(
         run=run.uri,
         images=log.rows,
@@ -81,10 +89,13 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, verbose: bool = Fal
     )
 
 
-def _preview(config: SegmentConfig, columns: Columns, uri: str) -> SegmentReport:
+def _preview(config: SegmentConfig, columns: Columns, run_id: str) -> SegmentReport:
     """What a job would do: the stored plan's pending chunks and what the input has beyond the plan."""
-    log = preview_plan(uri, storage.absolute(config.input), config.chunk, columns)
-    todo = log.new_rows + sum(chunk.n_rows for chunk in pending_chunks(read_log(uri)))
+    output, input_uri = storage.absolute(config.output), storage.absolute(config.input)
+    check_output(output, input_uri)
+    uri = run_uri(output, run_id)
+    log = preview_plan(uri, input_uri, config.chunk, columns)
+    todo = log.new_rows + sum(chunk.n_rows for chunk in pending_chunks(log))
     return SegmentReport(
         run=uri,
         images=log.rows,
@@ -104,9 +115,7 @@ def _connect(config: SegmentConfig, verbose: bool) -> None:
     cluster.connect(config.address, cpus=cpus, verbose=verbose)
     actors = _count_actors(predict)
     cluster.require(
-        cpus=actors * predict.cpus + config.decode_cpus,
-        gpus=actors * predict.gpus,
-        purpose=f"labelling with {actors} actors",
+        actors, cpus=predict.cpus, gpus=predict.gpus, spare_cpus=config.decode_cpus, purpose="prediction actors"
     )
 
 
@@ -134,8 +143,8 @@ def _receipts(
         "batch_pixels": predict.batch_pixels,
     }
     dataset = build_pipeline(
-        len(pending),
-        ReadChunks(run.uri, run.input, ray.put(pending), columns),
+        pending,
+        ReadChunks(run.uri, run.input, columns),
         DecodeImages(config.max_pixels),
         Actors(Predictor, arguments, _count_actors(predict), predict),
         CommitChunks(run, bundle.labels, bundle.digest),
@@ -156,14 +165,17 @@ def _receipts(
 class _Status:
     """Keeps status.json current: the truth about a job for whoever cannot see its exit code."""
 
-    def __init__(self, run: Run, facts: dict[str, Any]) -> None:
+    def __init__(self, run: Run) -> None:
         self._run = run
-        self._facts = {"run": run.run_id, "input": run.input, **facts}
+        self._facts: dict[str, Any] = {"run": run.run_id, "input": run.input, "started": time.time()}
 
     def write(self, state: str, **facts: Any) -> None:
-        """`state` is running, complete, stopped or failed."""
+        """`state` is planning, running, complete, stopped or failed. A status that cannot be written stops no job."""
         self._facts |= facts
-        write_status(self._run, {"state": state, "updated": time.time(), **self._facts})
+        try:
+            write_status(self._run, {"state": state, "updated": time.time(), **self._facts})
+        except StorageError as error:
+            logger.warning("status.json is not current: %s", error)
 
 
 class _Labelling:

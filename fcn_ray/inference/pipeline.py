@@ -7,15 +7,16 @@ One block is one chunk from end to end: blocks are never split (`target_max_bloc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
-import ray
+import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy, Dataset
 
 from fcn_ray.config import PredictConfig
 from fcn_ray.inference.stages import CommitChunks, DecodeImages, ReadChunks
+from fcn_ray.tables.planfile import ChunkRef
 
 MAX_TASK_RETRIES = 2
 """A chunk that took its process down three times fails the job; Ray's own default is to try for ever."""
@@ -32,13 +33,19 @@ class Actors:
 
 
 def build_pipeline(
-    n_chunks: int, read: ReadChunks, decode: DecodeImages, predict: Actors, commit: CommitChunks, stage_cpus: float
+    chunks: Sequence[ChunkRef],
+    read: ReadChunks,
+    decode: DecodeImages,
+    predict: Actors,
+    commit: CommitChunks,
+    stage_cpus: float,
 ) -> Dataset:
-    """The lazy dataset whose rows are receipts; running it labels and commits `n_chunks` chunks.
+    """The lazy dataset whose rows are receipts; running it labels and commits `chunks`.
 
-    Decoding asks for other resources than the actors do, or Ray would fuse it into them and decode on GPU nodes' time.
+    Decoding runs in tasks of its own: Ray would fuse it into the actors, on their nodes' time, but for the different
+    arguments of the two.
     """
-    options = ray.data.DataContext.get_current()
+    options = ray.data.DataContext.get_current().copy()
     options.target_max_block_size = None
     options.enable_progress_bars = False
     options.raise_original_map_exception = True  # an error of ours must come out as one
@@ -48,9 +55,10 @@ def build_pipeline(
     restarted: dict[str, Any] = {"max_restarts": restarts, "max_task_retries": restarts}
     whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
     # map_batches_internal: the public method refuses GPUs with whole blocks, and finite retries (DECISIONS 6).
+    with ray.data.DataContext.current(options):
+        blocks = ray.data.from_arrow([pa.Table.from_pylist([asdict(chunk)]) for chunk in chunks])
     return (
-        ray.data.range(n_chunks, override_num_blocks=n_chunks)
-        .map_batches_internal(Chain((read, decode)), num_cpus=stage_cpus, **whole, **retried)
+        blocks.map_batches_internal(Chain((read, decode)), num_cpus=stage_cpus, **whole, **retried)
         .map_batches_internal(
             predict.stage,
             fn_constructor_kwargs=dict(predict.arguments),

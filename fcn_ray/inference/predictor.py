@@ -57,17 +57,17 @@ class Predictor:
 
     def __init__(self, bundle: str, digest: str, threads: int, batch_pixels: int) -> None:
         """Load the bundle and check that it is the one with `digest`; the first image finds the network warm."""
-        loaded = load_bundle(bundle)
-        if loaded.digest != digest:
-            raise BundleError(
-                f"{bundle} has digest {loaded.digest}, the job was planned with {digest}: do not change a "
-                "bundle while a job uses it; run the job again"
-            )
-        self._predict = compile_predict(loaded, threads)
         self._batch_pixels = batch_pixels
+        self._refused: BundleError | None = None
+        try:
+            self._predict = compile_predict(_load(bundle, digest), threads)
+        except BundleError as error:  # kept for the first chunk: Ray makes mere text of what a constructor raises
+            self._refused = error
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """One chunk, in its order; an image that cannot be predicted becomes a row with status `predict`."""
+        if self._refused is not None:
+            raise self._refused
         status, errors = table[STATUS].to_pylist(), table[ERROR].to_pylist()
         good = [i for i, s in enumerate(status) if s == OK]
         images = decode_pixels(table, good)
@@ -87,6 +87,7 @@ class Predictor:
             return list(self._predict_batch(images))
         except Exception as error:  # the row border: whatever the network raises belongs to these images
             if len(images) == 1:
+                _try_out(self._predict)  # when nothing works any more it is the device, and no fault of the image
                 return [error]
             logger.warning("a batch of %d images failed (%s); trying one by one", len(images), error)
             return [outcome for image in images for outcome in self._predict_group([image])]
@@ -100,6 +101,22 @@ class Predictor:
             Prediction(masks[i, :h, :w], counts[i].astype(np.int64), float(mean[i]), float(least[i]))
             for i, (h, w) in enumerate(zip(heights, widths, strict=True))
         ]
+
+
+def _load(folder: str, digest: str) -> Bundle:
+    bundle = load_bundle(folder)
+    if bundle.digest != digest:
+        raise BundleError(
+            f"{folder} has digest {bundle.digest}, the job was planned with {digest}: do not change a bundle while a "
+            "job uses it; run the job again"
+        )
+    return bundle
+
+
+def _try_out(predict: PredictFunction) -> None:
+    """Predict one black square: compiles, warms up, and raises when the device does not work."""
+    side = np.array([32], np.int32)
+    predict(np.zeros((1, 32, 32, 3), np.uint8), side, side)
 
 
 def compile_predict(bundle: Bundle, threads: int) -> PredictFunction:
@@ -120,8 +137,7 @@ def compile_predict(bundle: Bundle, threads: int) -> PredictFunction:
         tf.TensorSpec((None,), tf.int32),
     ]
     compiled: PredictFunction = tf.function(function, input_signature=signature, autograph=False)
-    side = np.array([32], np.int32)
-    compiled(np.zeros((1, 32, 32, 3), np.uint8), side, side)
+    _try_out(compiled)
     return compiled
 
 

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import ray
 
 from fcn_ray.images.codec import ImageError, decode_image, encode_mask
 from fcn_ray.labels import LabelSet
@@ -48,19 +47,16 @@ PIXELS = "pixels"
 
 @dataclass(frozen=True, slots=True)
 class ReadChunks:
-    """First stage. Reads: id (place in the list of pending chunks). Adds: the rows of the chunk, see tables.reading."""
+    """First stage. Reads: one row, the ChunkRef of a chunk. Leaves: the rows of that chunk, see tables.reading."""
 
     run: str
     input: str
-    pending: Any
-    """Object reference of the list of ChunkRef: shipped once, not with every task."""
     columns: Columns
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Rows of the one chunk that the block names."""
-        chunks: Sequence[ChunkRef] = ray.get(self.pending) if isinstance(self.pending, ray.ObjectRef) else self.pending
-        (place,) = table["id"].to_pylist()
-        chunk = chunks[place]
+        (row,) = table.to_pylist()
+        chunk = ChunkRef(**row)
         return label_chunk(read_rows(self.input, read_chunk(self.run, chunk), self.columns), chunk.chunk_id, chunk.plan)
 
 
@@ -79,11 +75,11 @@ class DecodeImages:
             self._decode(*(value.as_py() for value in cells))
             for cells in zip(table[IMAGE], table[SOURCE_ERROR], table[SOURCE_MESSAGE], strict=True)
         ]
-        pixels, status, error, flags = zip(*rows, strict=True)
+        pixels, shapes, status, error, flags = zip(*rows, strict=True)
         added = {
-            PIXELS: pa.array([None if p is None else p.tobytes() for p in pixels], pa.large_binary()),
-            HEIGHT: pa.array([None if p is None else p.shape[0] for p in pixels], pa.int32()),
-            WIDTH: pa.array([None if p is None else p.shape[1] for p in pixels], pa.int32()),
+            PIXELS: pa.array(pixels, pa.large_binary()),
+            HEIGHT: pa.array([shape and shape[0] for shape in shapes], pa.int32()),
+            WIDTH: pa.array([shape and shape[1] for shape in shapes], pa.int32()),
             STATUS: pa.array(status, pa.string()),
             ERROR: pa.array(error, pa.string()),
             FLAGS: pa.array(flags, pa.list_(pa.string())),
@@ -92,14 +88,14 @@ class DecodeImages:
 
     def _decode(
         self, data: bytes | None, source_error: str | None, message: str | None
-    ) -> tuple[np.ndarray | None, str, str | None, list[str]]:
+    ) -> tuple[bytes | None, tuple[int, ...] | None, str, str | None, list[str]]:
         if source_error is not None:
-            return None, source_error, trim_error(message or source_error), []
+            return None, None, source_error, trim_error(message or source_error), []
         try:
             decoded = decode_image(data, self.max_pixels)
         except ImageError as error:
-            return None, error.status, trim_error(str(error)), []
-        return decoded.pixels, OK, None, list(decoded.flags)
+            return None, None, error.status, trim_error(str(error)), []
+        return decoded.pixels.tobytes(), decoded.pixels.shape, OK, None, list(decoded.flags)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +121,7 @@ def finish_rows(table: pa.Table, labels: LabelSet, model_digest: str, run_id: st
     """Rows with raw masks -> rows as the result schema has them, the chunk's working columns kept in front."""
     height, width = table[HEIGHT].to_pylist(), table[WIDTH].to_pylist()
     masks = [
-        None if cell.as_py() is None else {"bytes": _encode(cell, h, w), "path": _mask_name(path, row)}
+        None if not cell.is_valid else {"bytes": _encode(cell, h, w), "path": _mask_name(path, row)}
         for cell, h, w, path, row in zip(
             table[MASK], height, width, table[PATH].to_pylist(), table[ROW].to_pylist(), strict=True
         )
@@ -145,7 +141,7 @@ def _encode(cell: pa.Scalar, height: int, width: int) -> bytes:
 def _mask_name(path: str, row: int) -> str:
     """What a viewer may call the mask: a name in the image's place, never a path that leaves it."""
     stem = path.rpartition("/")[2].rpartition(".")[0] or path.rpartition("/")[2]
-    return f"{stem}.png" if not path.endswith(".parquet") else f"{stem}-{row}.png"
+    return f"{stem}.png" if not path.lower().endswith(".parquet") else f"{stem}-{row}.png"
 
 
 def replace_columns(table: pa.Table, columns: Mapping[str, Any], drop: Sequence[str] = ()) -> pa.Table:

@@ -5,16 +5,10 @@ from __future__ import annotations
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from fcn_ray.reports.progress import format_duration
-
-if TYPE_CHECKING:
-    from fcn_ray.demo import DemoReport
-    from fcn_ray.inference.report import SegmentReport
-    from fcn_ray.tables.audit import AuditReport
-    from fcn_ray.training.job import TrainReport
 
 
 def say(text: str = "") -> None:
@@ -65,27 +59,9 @@ class TrainingLines:
         say(f"bundle {record['folder']} holds epoch {record['epoch']} (digest {record['digest'][:12]})")
 
 
-def print_train(report: TrainReport) -> None:
-    """How a training job ended."""
-    say(f"trained in {format_duration(report.seconds)}; best epoch {report.epoch}")
-    say(f"next:  fcn-ray segment IMAGES MASKS --model {report.bundle}")
-
-
-def print_segment(report: SegmentReport) -> None:
-    """How a labelling job, or its dry run, ended."""
-    for line in report.lines():
-        say(line)
-
-
-def print_audit(report: AuditReport) -> None:
-    """What an audit found."""
-    for line in report.lines():
-        say(line)
-
-
-def print_demo(report: DemoReport) -> None:
-    """The demo's table, and where to look."""
-    for line in report.lines():
+def print_lines(lines: Iterable[str]) -> None:
+    """A report, line by line."""
+    for line in lines:
         say(line)
 
 

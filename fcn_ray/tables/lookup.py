@@ -41,7 +41,7 @@ class StoredLabel(NamedTuple):
 def stream_labels(uri: str, column: str) -> Iterator[StoredLabel]:
     """Labels of a Parquet file, or of a folder of Parquet and id image files, by path. Null cells are no labels."""
     for path, file in _files(uri):
-        if path.endswith(TABLE_SUFFIX):
+        if path.lower().endswith(TABLE_SUFFIX):
             yield from _table_labels(path, file, column)
         elif path != _stem(path):
             yield StoredLabel(_stem(path), file, storage.read_bytes(file))
@@ -50,7 +50,7 @@ def stream_labels(uri: str, column: str) -> Iterator[StoredLabel]:
 def stored_label_set(uri: str) -> LabelSet | None:
     """The first label set in the metadata of the Parquet files at `uri`."""
     for path, file in _files(uri):
-        if path.endswith(TABLE_SUFFIX):
+        if path.lower().endswith(TABLE_SUFFIX):
             with _open_table(file) as table:
                 if labels := LabelSet.from_metadata(table.schema_arrow.metadata):
                     return labels
@@ -105,7 +105,7 @@ class MaskIndex:
         run = _find_run(uri)
         index = cls(uri, stored_label_set(run) if run else None)
         for path, file in _files(run or uri):
-            if run and path.endswith(TABLE_SUFFIX):
+            if run and path.lower().endswith(TABLE_SUFFIX):
                 index._add_table(file)
             elif not run and path != _stem(path):
                 index._add(_stem(path), _Place(file, _WHOLE_FILE, 0, path, 0, schema.OK))
@@ -145,7 +145,7 @@ class MaskIndex:
             for group in range(table.num_row_groups):
                 for row, cells in enumerate(table.read_row_group(group, columns).select(columns).to_pylist()):
                     path, number, plan, status = cells.values()
-                    key = f"{path}#{number}" if path.endswith(TABLE_SUFFIX) else _stem(path)
+                    key = f"{path}#{number}" if path.lower().endswith(TABLE_SUFFIX) else _stem(path)
                     self._add(key, _Place(uri, group, row, path, plan, status))
 
     def _add(self, key: str, place: _Place) -> None:
@@ -162,7 +162,7 @@ def _find_run(uri: str) -> str | None:
     if len(runs) > 1:
         raise ConfigError(f"{uri} holds {len(runs)} runs, which may differ; name one: {', '.join(runs)}")
     masks = storage.join(uri, *runs, "masks")
-    return masks if any(path.endswith(TABLE_SUFFIX) for path, _ in _files(masks)) else None
+    return masks if any(path.lower().endswith(TABLE_SUFFIX) for path, _ in _files(masks)) else None
 
 
 def _read_masks(uri: str, group: int) -> list[bytes | None]:

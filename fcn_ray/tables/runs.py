@@ -52,9 +52,7 @@ def open_run(
     there is no input, or output and input lie in one another.
     """
     output, input_uri = storage.absolute(output), storage.absolute(input_uri)
-    check_input(input_uri)
-    _check_apart(output, input_uri)
-    _check_ours(output)
+    check_output(output, input_uri)
     described = _described(identity, labels)
     run = Run(run_uri(output, fingerprint(identity, labels)), fingerprint(identity, labels), input_uri, labels)
     document = {"run": run.run_id, "input": input_uri, **described, "about": dict(about or {})}
@@ -62,6 +60,13 @@ def open_run(
     if not storage.put_if_absent(uri, (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()):
         _check_same(uri, document)
     return run
+
+
+def check_output(output: str, input_uri: str) -> None:
+    """Raise ForeignOutputError or ConfigError when a job over `input_uri` may not write to `output` (absolute both)."""
+    check_input(input_uri)
+    _check_apart(output, input_uri)
+    _check_ours(output)
 
 
 def write_status(run: Run, status: Mapping[str, Any]) -> None:

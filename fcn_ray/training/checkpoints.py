@@ -97,26 +97,32 @@ def load_arrays(checkpoint: Checkpoint) -> Arrays | None:
     except Exception as error:  # whatever is wrong with a damaged checkpoint, an older one may serve
         logger.warning("%s cannot be read and is passed over: %s", checkpoint.folder, error)
         return None
-    if storage.digest(data) != index["sha256"]:
+    if index.get("format") != FORMAT or storage.digest(data) != index.get("sha256"):
         logger.warning("%s: %s has changed since it was written and is passed over", checkpoint.folder, STATE)
         return None
     arrays: Arrays = safetensors.numpy.load(data)
     return arrays
 
 
-def best_checkpoint(run: str) -> Checkpoint | None:
-    """The checkpoint with the highest score, the earlier one of equals; the newest when none has a score."""
-    found = list_checkpoints(run)
+def load_best(run: str) -> tuple[Checkpoint, Arrays] | None:
+    """The checkpoint with the highest score that verifies, the earlier one of equals; without scores the newest."""
+    for checkpoint in _ranked(list_checkpoints(run)):
+        arrays = load_arrays(checkpoint)
+        if arrays is not None:
+            return checkpoint, arrays
+    return None
+
+
+def _ranked(found: list[Checkpoint]) -> list[Checkpoint]:
     scored = [c for c in found if c.score is not None]
     if scored:
-        return max(scored, key=lambda c: (c.score, -c.step))
-    return found[-1] if found else None
+        return sorted(scored, key=lambda c: (-(c.score or 0.0), c.step))
+    return found[::-1]
 
 
 def remove_old(run: str, keep: int) -> None:
     """Delete all checkpoints but the newest `keep` and the best."""
     found = list_checkpoints(run)
-    best = best_checkpoint(run)
     for checkpoint in found[:-keep]:
-        if checkpoint != best:
+        if checkpoint != _ranked(found)[0]:
             shutil.rmtree(storage.local_path(checkpoint.folder), ignore_errors=True)

@@ -2,7 +2,7 @@
 
 The order of an epoch is a pure function of (rows, seed, epoch), and each image's augmentation of (seed, epoch, image):
 the stream is the same whatever the number of tasks, and a run that was killed goes on with the batches it would have
-seen. Row groups are shuffled, and rows within windows of them, so that no data set is ever held in memory.
+seen. Row groups are shuffled, and rows within windows of them: a task holds a window, or one row group if that is more.
 """
 
 from __future__ import annotations
@@ -39,9 +39,13 @@ class Piece:
     """One row group of a Parquet file."""
 
     path: str
+    key: str
+    """Its path below the data set's folder: what names its rows, wherever the data set lies."""
     row_group: int
     first_row: int
     n_rows: int
+    n_bytes: int
+    """Uncompressed; with the number of rows it tells other data apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,13 +76,12 @@ class Collection:
 
 def open_collection(uri: str, columns: Columns) -> Collection:
     """Read the footers of the Parquet file or folder `uri`. Raises DataError or SchemaError naming the file."""
-    paths = [uri] if storage.is_file(uri) else [storage.join(uri, e.path) for e in storage.list_files(uri)]
-    paths = [path for path in paths if path.endswith(".parquet")]
-    if not paths:
+    files = [(uri, storage.stat(uri).path)] if storage.is_file(uri) else _tables_below(uri)
+    if not files:
         raise DataError(f"no Parquet file at {uri}: expected a .parquet file, or a folder with some")
     pieces: list[Piece] = []
     labels: LabelSet | None = None
-    for path in paths:
+    for path, key in files:
         try:
             footer = pq.read_metadata(storage.local_path(path))
         except (OSError, pa.ArrowException) as error:
@@ -89,16 +92,31 @@ def open_collection(uri: str, columns: Columns) -> Collection:
                 raise SchemaError(
                     f"{path} has no column {column!r}, only {schema.names}: set image_column or mask_column"
                 )
-        labels = labels or LabelSet.from_metadata(schema.metadata)
+        labels = agree(labels, LabelSet.from_metadata(schema.metadata), path)
         first = 0
         for group in range(footer.num_row_groups):
-            rows = footer.row_group(group).num_rows
-            pieces.append(Piece(path, group, first, rows))
+            rows, size = footer.row_group(group).num_rows, footer.row_group(group).total_byte_size
+            pieces.append(Piece(path, key, group, first, rows, size))
             first += rows
     n_rows = sum(piece.n_rows for piece in pieces)
     if not n_rows:
         raise DataError(f"{uri} holds no rows")
     return Collection(tuple(pieces), n_rows, labels)
+
+
+def _tables_below(folder: str) -> list[tuple[str, str]]:
+    found = (entry.path for entry in storage.list_files(folder))
+    return [(storage.join(folder, path), path) for path in found if path.lower().endswith(".parquet")]
+
+
+def agree(known: LabelSet | None, found: LabelSet | None, where: str) -> LabelSet | None:
+    """The one of two label sets that is there. Raises DataError when ids mean different classes in them."""
+    if known and found and (known.names, known.ignore_id) != (found.names, found.ignore_id):
+        raise DataError(
+            f"{where} has the classes {list(found.names)}, the files before it {list(known.names)}: "
+            "train on files that agree, or map the ids of one"
+        )
+    return known or found
 
 
 def plan_epoch(pieces: tuple[Piece, ...], seed: int, epoch: int, window_rows: int = WINDOW_ROWS) -> list[Read]:
@@ -149,7 +167,7 @@ def read_rows(read: Read, columns: Columns) -> pa.Table:
         table = pq.ParquetFile(storage.local_path(piece.path)).read_row_group(
             piece.row_group, columns=[columns.image, columns.mask]
         )
-        keys = [f"{piece.path}#{piece.first_row + row}" for row in range(piece.n_rows)]
+        keys = [f"{piece.key}#{piece.first_row + row}" for row in range(piece.n_rows)]
         image, label = (_encoded(table[name], piece, name) for name in (columns.image, columns.mask))
         tables.append(pa.table({IMAGE: image, LABEL: label, KEY: keys}))
     offsets = np.cumsum([0] + [piece.n_rows for piece in read.pieces])
@@ -208,7 +226,7 @@ class Augmented:
         images, labels = [], []
         for row in _rows(batch):
             image, label = decode_sample(row, self.labels, self.max_pixels)
-            rng = sample_rng(self.seed, self.epoch, row[KEY].rpartition("/")[2])
+            rng = sample_rng(self.seed, self.epoch, row[KEY])
             image, label = augment(image, label, self.config, rng, self.labels.ignore_id)
             images.append(image)
             labels.append(label)
@@ -224,17 +242,18 @@ def stream(
     reads: list[Read], columns: Columns, stage: Augmented | None, batch_size: int, prefetch: int = 4
 ) -> Iterator[Batch]:
     """Batches of `batch_size` rows in the order of `reads`: augmented by `stage`, or as they are stored without one."""
-    context = ray.data.DataContext.get_current()
+    context = ray.data.DataContext.get_current().copy()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     context.raise_original_map_exception = True  # a DataError of ours must come out as one
     context.target_max_block_size = 16 * 2**20  # a worker gets its first batch long before a window is decoded
     tasks = ray.put(reads)
-    dataset = ray.data.range(len(reads), override_num_blocks=len(reads)).map_batches(
-        _read_stage, fn_kwargs={"tasks": tasks, "columns": columns}, batch_size=None, batch_format="numpy"
-    )
-    if stage is not None:
-        dataset = dataset.map_batches(stage, batch_size=batch_size, batch_format="numpy")
+    with ray.data.DataContext.current(context):
+        dataset = ray.data.range(len(reads), override_num_blocks=len(reads)).map_batches(
+            _read_stage, fn_kwargs={"tasks": tasks, "columns": columns}, batch_size=None, batch_format="numpy"
+        )
+        if stage is not None:
+            dataset = dataset.map_batches(stage, batch_size=batch_size, batch_format="numpy")
     yield from dataset.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=prefetch)
 
 

@@ -6,16 +6,20 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import ray
 from ray.train import RunConfig, ScalingConfig
 from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fcn_ray import cluster, storage
 from fcn_ray.config import TrainConfig, dump_config
 from fcn_ray.errors import IncompleteError
+from fcn_ray.reports.progress import format_duration
+from fcn_ray.training.checkpoints import load_newest
 from fcn_ray.training.preflight import Job, prepare
 
 logger = logging.getLogger(__name__)
@@ -35,6 +39,11 @@ class TrainReport:
     metrics: dict[str, Any]
     seconds: float
 
+    def lines(self) -> Iterator[str]:
+        """The report as lines of text."""
+        yield f"trained in {format_duration(self.seconds)}; best epoch {self.epoch}"
+        yield f"next:  fcn-ray segment IMAGES MASKS --model {self.bundle}"
+
 
 def train(
     config: TrainConfig, on_record: Callable[[dict[str, Any]], None] | None = None, *, verbose: bool = False
@@ -50,7 +59,7 @@ def train(
     workers = job.config.workers
     wanted = workers.count * workers.cpus + INGEST_CPUS
     cluster.connect(job.config.address, cpus=wanted, verbose=verbose)
-    cluster.require(cpus=wanted, gpus=workers.count * workers.gpus, purpose=f"training with {workers.count} workers")
+    cluster.require(workers.count, cpus=workers.cpus, gpus=workers.gpus, spare_cpus=INGEST_CPUS, purpose="workers")
     storage.replace(storage.join(job.config.out, "config.yaml"), dump_config(job.config).encode())
     told: dict[str, dict[str, Any]] = {}
 
@@ -69,22 +78,24 @@ def train(
             "steps": job.config.epochs * job.steps_per_epoch,
         }
     )
-    with _Listener(hear) as tell:
-        for failures in range(workers.max_failures + 1):
-            try:
+    for failures in range(workers.max_failures + 1):
+        try:
+            with _Listener(hear) as tell:
                 _interruptible(lambda: _run_workers(job, tell))
-                break
-            except Exception as error:
-                own = cluster.find_own_error(error)
-                if own is not None:
-                    raise own from error
-                if failures == workers.max_failures:
-                    raise IncompleteError(
-                        f"the workers failed {failures + 1} times, the last time with: {cluster.last_line(error)}. "
-                        f"Checkpoints are in {job.config.out}: the same command with --resume goes on"
-                    ) from error
-                logger.warning("workers failed (%s); starting again from the last checkpoint", cluster.last_line(error))
-    done = told["bundle"]
+            break
+        except Exception as error:
+            own = cluster.find_own_error(error)
+            if own is not None:
+                raise own from error
+            if failures == workers.max_failures:
+                raise IncompleteError(
+                    f"the workers failed {failures + 1} times, the last time with: {cluster.last_line(error)}. "
+                    f"Checkpoints are in {job.config.out}: the same command with --resume goes on"
+                ) from error
+            logger.warning("workers failed (%s); starting again from the last checkpoint", cluster.last_line(error))
+    done = told.get("bundle")
+    if done is None:
+        raise IncompleteError(f"the workers ended without a bundle in {job.config.out}: the same with --resume goes on")
     return TrainReport(done["folder"], done["digest"], done["epoch"], done["metrics"], time.monotonic() - start)
 
 
@@ -100,10 +111,11 @@ def _run_workers(job: Job, tell: Callable[[dict[str, Any]], None]) -> None:
     from ray.train.tensorflow import TensorflowTrainer  # imports TensorFlow: 7 s that a refused job need not wait
 
     workers = job.config.workers
+    newest = load_newest(job.config.out)
     resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
     TensorflowTrainer(
         _work,
-        train_loop_config={"job": job, "tell": tell},
+        train_loop_config={"job": job, "resume_from": newest[0] if newest else None, "tell": tell},
         scaling_config=ScalingConfig(
             num_workers=workers.count, use_gpu=workers.gpus > 0, resources_per_worker=resources
         ),
@@ -134,7 +146,7 @@ def _work(loop_config: dict[str, Any]) -> None:
     from fcn_ray.training.loop import run_worker
 
     try:
-        run_worker(loop_config["job"], loop_config["tell"])
+        run_worker(loop_config["job"], loop_config["resume_from"], loop_config["tell"])
     except Exception as error:
         own = cluster.find_own_error(error)  # looked for here: causes do not survive the way to the driver
         if own is not None:
@@ -143,11 +155,12 @@ def _work(loop_config: dict[str, Any]) -> None:
 
 
 class _Listener:
-    """Carries the workers' records to a function on the driver, from any node."""
+    """Carries the workers' records to a function on the driver, from any node. Lives on the driver's node."""
 
     def __init__(self, hear: Callable[[dict[str, Any]], None]) -> None:
         self._hear = hear
-        self._queue = Queue(actor_options={"num_cpus": 0})
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        self._queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._listen, daemon=True)
 
@@ -165,7 +178,12 @@ class _Listener:
         while True:
             stopping = self._stop.is_set()
             try:
-                self._hear(self._queue.get(timeout=0.2))
+                record = self._queue.get(timeout=0.2)
             except Empty:
                 if stopping:
                     return
+                continue
+            try:
+                self._hear(record)
+            except Exception:  # a closed terminal or a caller's mistake must not cost the training
+                logger.exception("a record of the training could not be passed on")

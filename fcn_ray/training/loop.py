@@ -7,6 +7,7 @@ workers take exactly the step that one worker takes on the same images (fcn.md R
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import tensorflow as tf
 
 from fcn_ray.bundle import save_bundle
 from fcn_ray.config import TrainConfig
-from fcn_ray.errors import DivergedError
+from fcn_ray.errors import BundleError, DivergedError, StorageError
 from fcn_ray.images.geometry import pad_batch, padded_size
 from fcn_ray.models.fcn import build_fcn
 from fcn_ray.models.losses import cross_entropy_sum
@@ -31,9 +32,8 @@ from fcn_ray.training import ingest
 from fcn_ray.training.checkpoints import (
     Arrays,
     Checkpoint,
-    best_checkpoint,
     load_arrays,
-    load_newest,
+    load_best,
     remove_old,
     save_checkpoint,
 )
@@ -76,18 +76,22 @@ class Replica:
         return model | {f"optimizer/{i:04}/{v.path}": v for i, v in enumerate(self.optimizer.variables)}
 
 
-def run_worker(job: Job, tell: Tell) -> None:
-    """The worker's life: from the newest checkpoint, or the start, to the last epoch, then the bundle."""
+def run_worker(job: Job, resume_from: Checkpoint | None, tell: Tell) -> None:
+    """The worker's life: from a checkpoint, or the start, to the last epoch, then the bundle.
+
+    The driver chooses the checkpoint: workers that each looked for the newest could go on from different ones.
+    """
     config = job.config
     replica = build_replica(job)
     step = build_step(replica, job)
     predict = tf.function(build_predict_fn(replica.model, job.preprocessing), reduce_retracing=True, autograph=False)
-    newest = load_newest(config.out)
     first_epoch, steps_done = 0, 0
-    if newest:
-        checkpoint, arrays = newest
+    if resume_from:
+        arrays = load_arrays(resume_from)
+        if arrays is None:
+            raise StorageError(f"worker {replica.rank} cannot read {resume_from.folder}: is `out` on shared storage?")
         replica.assign(arrays)
-        first_epoch, steps_done = checkpoint.epoch, checkpoint.step
+        first_epoch, steps_done = resume_from.epoch, resume_from.step
     for epoch in range(first_epoch, config.epochs):
         metrics: dict[str, Any] = dict(train_epoch(replica, step, job, epoch, tell))
         steps_done += job.steps_per_epoch
@@ -116,10 +120,12 @@ def build_replica(job: Job) -> Replica:
     keras.utils.set_random_seed(config.seed)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    if config.workers.threads:
-        tf.config.threading.set_intra_op_parallelism_threads(config.workers.threads)
-        tf.config.threading.set_inter_op_parallelism_threads(1)
-    for gpu in tf.config.list_physical_devices("GPU"):
+    tf.config.threading.set_intra_op_parallelism_threads(
+        config.workers.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size())
+    )
+    gpus = tf.config.list_physical_devices("GPU")[: 1 if config.workers.gpus else 0]
+    tf.config.set_visible_devices(gpus, "GPU")  # the strategy makes a replica of every device that it sees
+    for gpu in gpus:
         tf.config.experimental.set_memory_growth(gpu, True)
     collective = tf.distribute.experimental.CollectiveCommunication
     options = tf.distribute.experimental.CommunicationOptions(
@@ -136,14 +142,17 @@ def build_replica(job: Job) -> Replica:
 
 
 def build_optimizer(config: TrainConfig, steps_per_epoch: int) -> keras.optimizers.Optimizer:
-    """SGD with momentum, poly schedule and decay of kernels (biases do not decay, as in the release's recipe)."""
+    """SGD with momentum, poly schedule and decay of kernels.
+
+    Biases do not decay (release's recipe), nor do pretrained kernels, which learn at another rate than the decay knows.
+    """
     settings = config.optimizer
     optimizer = keras.optimizers.SGD(
         WarmupPoly(settings.learning_rate, config.epochs * steps_per_epoch, settings.warmup_steps, settings.power),
         momentum=settings.momentum,
         weight_decay=settings.weight_decay or None,
     )
-    optimizer.exclude_from_weight_decay(var_names=["bias"])
+    optimizer.exclude_from_weight_decay(var_names=["bias", "block"] if config.model.weights else ["bias"])
     return optimizer
 
 
@@ -251,11 +260,14 @@ def _sum_over_workers(strategy: tf.distribute.Strategy, counts: np.ndarray) -> n
 
 
 def publish(replica: Replica, job: Job, tell: Tell) -> None:
-    """Write the best checkpoint's weights as the bundle (rank 0)."""
-    best = best_checkpoint(job.config.out)
-    arrays = load_arrays(best) if best else None
-    if best is None or arrays is None:
-        return
+    """Write the best checkpoint's weights as the bundle (rank 0).
+
+    A bundle is never overwritten: when the run was trained on after it had one, the new one gets its epoch's name.
+    """
+    found = load_best(job.config.out)
+    if found is None:
+        raise StorageError(f"no checkpoint in {job.config.out} can be read back: there is nothing to make a bundle of")
+    best, arrays = found
     replica.assign_weights(arrays)
     metadata = {
         "data": {"uri": job.config.data, "digest": job.data_digest},
@@ -263,7 +275,11 @@ def publish(replica: Replica, job: Job, tell: Tell) -> None:
         "metrics": best.metrics.get("val", {}),
         "config": job.config.model_dump(mode="json"),
     }
-    bundle = save_bundle(f"{job.config.out}/bundle", replica.model, job.spec, job.labels, job.preprocessing, metadata)
+    parts = (replica.model, job.spec, job.labels, job.preprocessing, metadata)
+    try:
+        bundle = save_bundle(f"{job.config.out}/bundle", *parts)
+    except BundleError:
+        bundle = save_bundle(f"{job.config.out}/bundle-epoch-{best.epoch}", *parts)
     tell(
         {
             "kind": "bundle",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +16,9 @@ from fcn_ray.labels import LabelSet
 from fcn_ray.training import ingest
 from fcn_ray.training.checkpoints import list_checkpoints
 
-CHECKED_SAMPLES = 256
-"""Images, spread evenly over each set, that are decoded before the start; the others are checked as they are read."""
+CHECKED_PIECES, CHECKED_SAMPLES = 16, 16
+"""Row groups, spread evenly over each set, and images of each that are decoded before the start; all others are checked
+as they are read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,12 +50,12 @@ def prepare(config: TrainConfig) -> Job:
     labels = _find_labels(config, train)
     if train.n_rows < config.batch_size:
         raise DataError(f"{config.data} has {train.n_rows} images, fewer than batch_size {config.batch_size}")
-    data_digest = _digest([(p.path.rpartition("/")[2], p.row_group, p.n_rows) for p in train.pieces])
+    if val:
+        ingest.agree(labels, val.labels, str(config.val))
+    data_digest = _digest([(p.key, p.row_group, p.n_rows, p.n_bytes) for p in train.pieces])
     settings = _digest(
-        config.model_dump(
-            mode="json",
-            exclude={"out", "val", "val_every", "epochs", "workers", "resume", "keep_checkpoints", "address", "data"},
-        )
+        # Not what may change on the way: the rate after a divergence, the epochs, the workers, where things are.
+        config.model_dump(mode="json", include={"model", "augment", "batch_size", "seed", "max_pixels"})
         | {"labels": labels.to_json(), "data": data_digest}
     )
     _check_output(config, settings)
@@ -127,14 +129,17 @@ def _check_output(config: TrainConfig, settings: str) -> None:
 def _check_samples(
     pieces: tuple[ingest.Piece, ...], columns: ingest.Columns, labels: LabelSet, max_pixels: int
 ) -> None:
-    owners = np.repeat(np.arange(len(pieces)), [p.n_rows for p in pieces])
-    rows = np.concatenate([np.arange(p.n_rows) for p in pieces])
-    chosen = np.unique(np.linspace(0, len(rows) - 1, min(CHECKED_SAMPLES, len(rows))).astype(int))
-    for owner in np.unique(owners[chosen]):
-        wanted = rows[chosen[owners[chosen] == owner]]
-        read = ingest.Read((pieces[owner],), np.stack([np.zeros_like(wanted), wanted], 1).astype(np.int32))
+    for piece in _spread([piece for piece in pieces if piece.n_rows], CHECKED_PIECES):
+        rows = _spread(range(piece.n_rows), CHECKED_SAMPLES)
+        read = ingest.Read((piece,), np.array([[0, row] for row in rows], np.int32))
         for row in ingest.read_rows(read, columns).to_pylist():
             ingest.decode_sample(row, labels, max_pixels)
+
+
+def _spread(values: Sequence[Any], count: int) -> list[Any]:
+    """At most `count` of `values`, at even distances, the first and the last among them."""
+    places = np.unique(np.linspace(0, len(values) - 1, min(count, len(values))).astype(int))
+    return [values[place] for place in places]
 
 
 def _digest(value: Any) -> str:

@@ -88,10 +88,13 @@ def test_one_image_in_one_row_out_then_again_then_more(mixed: Path, tmp_path: Pa
     assert by_id["rows.parquet#4"]["name"] == "picture-4"
     assert by_id["files/cut.jpg"][schema.STATUS] == "truncated"
     assert (by_id["rows.parquet#1"][schema.HEIGHT], by_id["rows.parquet#1"][schema.WIDTH]) == (33, 65)
-    assert _status(output)["state"] == "complete"
+    assert (_status(output)["state"], _status(output)["exit_code"], _status(output)["bad"]) == ("complete", 0, 4)
 
     before = _stamps(output)
-    again = segment(_config(mixed, output, tiny_bundle, max_pixels=9_000))
+    strict = segment(_config(mixed, output, tiny_bundle, max_pixels=9_000, max_bad_fraction=0.25))
+    assert (strict.too_bad, _status(output)["exit_code"]) == (True, 3)
+    again = segment(_config(mixed, output, tiny_bundle, max_pixels=9_000, max_bad_fraction=0.3))
+    assert not again.too_bad
     assert (again.labelled, again.skipped, again.statuses) == (0, 15, report.statuses)
     assert _stamps(output) == before
 
@@ -241,6 +244,8 @@ def test_what_cannot_be_labelled_is_refused_before_ray_starts(
     (tmp_path / "family" / "photo.jpg").write_bytes(b"mine")
     with pytest.raises(ForeignOutputError, match=r"photo\.jpg"):
         segment(_config(source, tmp_path / "family", tiny_bundle))
+    with pytest.raises(ForeignOutputError, match=r"photo\.jpg"):
+        segment(_config(source, tmp_path / "family", tiny_bundle), dry_run=True)
     assert [file.name for file in (tmp_path / "family").iterdir()] == ["photo.jpg"]
 
 
@@ -249,7 +254,7 @@ def test_more_actors_than_the_cluster_holds_are_refused_and_only_the_plan_is_wri
     tmp_path: Path, tiny_bundle: Path
 ) -> None:
     source, output = pictures.write_parquet(tmp_path / "in.parquet", 2), tmp_path / "masks"
-    with pytest.raises(ResourceError, match="labelling with 3 actors needs 3 GPUs, the Ray cluster has 0"):
+    with pytest.raises(ResourceError, match=r"3 prediction actors of 1 CPUs and 1 GPUs each do not fit, .* 0 GPUs"):
         segment(_config(source, output, tiny_bundle, predict__actors=3, predict__gpus=1))
     written = {file.relative_to(output).parts[1] for file in output.rglob("*") if file.is_file()}
     assert written == {"run.json", "plans", "status.json"}

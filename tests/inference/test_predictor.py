@@ -84,5 +84,17 @@ def test_an_image_that_fails_takes_no_other_with_it(predictor: Predictor, images
 
 
 def test_another_bundle_than_planned_is_refused(tiny_bundle: Path) -> None:
+    other = Predictor(str(tiny_bundle), "0000", threads=0, batch_pixels=1)
     with pytest.raises(BundleError, match="the job was planned with 0000"):
-        Predictor(str(tiny_bundle), "0000", threads=0, batch_pixels=1)
+        other(_decoded([None]))
+
+
+def test_a_broken_device_is_no_fault_of_the_images(
+    predictor: Predictor, images: list[np.ndarray | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: np.ndarray) -> object:
+        raise RuntimeError("device lost")
+
+    monkeypatch.setattr(predictor, "_predict", broken)
+    with pytest.raises(RuntimeError, match="device lost"):
+        predictor(_decoded(images))

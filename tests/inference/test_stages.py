@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -89,10 +90,10 @@ def test_read_to_commit_without_ray(tmp_path: Path) -> None:
     run = open_run(str(tmp_path / "out"), str(source), {"model": "m"}, pictures.LABELS)
     log = extend_plan(run.uri, run.input, ChunkConfig(rows=3), Columns())
     pending = list(pending_chunks(log))
-    read, decode = ReadChunks(run.uri, run.input, pending, Columns()), DecodeImages(10**6)
+    read, decode = ReadChunks(run.uri, run.input, Columns()), DecodeImages(10**6)
     commit = CommitChunks(run, pictures.LABELS, "m")
-    for place in range(len(pending)):
-        table = decode(read(pa.table({"id": [place]})))
+    for chunk in pending:
+        table = decode(read(pa.Table.from_pylist([asdict(chunk)])))
         count = table.num_rows
         sizes = list(zip(table[schema.HEIGHT].to_pylist(), table[schema.WIDTH].to_pylist(), strict=True))
         table = table.drop_columns([PIXELS])

@@ -10,8 +10,8 @@ from fcn_ray.training.checkpoints import (
     INDEX,
     STATE,
     Checkpoint,
-    best_checkpoint,
     list_checkpoints,
+    load_best,
     load_newest,
     remove_old,
     save_checkpoint,
@@ -73,17 +73,21 @@ def test_a_state_that_is_not_finite_is_never_written(tmp_path: Path) -> None:
 def test_old_ones_go_the_best_stays(tmp_path: Path) -> None:
     for epoch, score in enumerate([0.1, 0.9, 0.9, 0.2, 0.3, 0.4], start=1):
         _save(tmp_path, epoch, score)
-    best = best_checkpoint(str(tmp_path))
+    best = load_best(str(tmp_path))
     assert best is not None
-    assert best.epoch == 2  # of equals the earlier
+    assert best[0].epoch == 2  # of equals the earlier
     remove_old(str(tmp_path), keep=2)
     assert [c.epoch for c in list_checkpoints(str(tmp_path))] == [2, 5, 6]
+    _flip(Path(best[0].folder))
+    second = load_best(str(tmp_path))
+    assert second is not None
+    assert second[0].epoch == 6  # the best of those that verify
 
 
 def test_without_scores_the_newest_is_the_best(tmp_path: Path) -> None:
-    assert best_checkpoint(str(tmp_path)) is None
+    assert load_best(str(tmp_path)) is None
     _save(tmp_path, 1)
     _save(tmp_path, 2)
-    best = best_checkpoint(str(tmp_path))
+    best = load_best(str(tmp_path))
     assert best is not None
-    assert best.epoch == 2
+    assert best[0].epoch == 2

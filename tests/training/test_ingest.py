@@ -12,11 +12,16 @@ from hypothesis import strategies as st
 from fcn_ray.config import AugmentConfig
 from fcn_ray.errors import DataError, SchemaError
 from fcn_ray.images.codec import encode_image, encode_mask
+from fcn_ray.labels import METADATA_KEY
 from fcn_ray.training import ingest
 from fcn_ray.training.ingest import Collection, Columns, Piece, Read, open_collection
 from tests import pictures
 
 COLUMNS = Columns("image", "mask")
+
+
+def _piece(row_group: int, n_rows: int) -> Piece:
+    return Piece("data/a.parquet", "a.parquet", row_group, 0, n_rows, n_rows)
 
 
 def _rows(reads: list[Read]) -> list[tuple[int, int]]:
@@ -25,7 +30,7 @@ def _rows(reads: list[Read]) -> list[tuple[int, int]]:
 
 
 pieces = st.lists(st.integers(0, 9), min_size=1, max_size=12).map(
-    lambda sizes: tuple(Piece("a.parquet", i, 0, n) for i, n in enumerate(sizes))
+    lambda sizes: tuple(_piece(i, n) for i, n in enumerate(sizes))
 )
 
 
@@ -40,7 +45,7 @@ def test_an_epoch_delivers_every_row_once_in_an_order_of_its_own(
 
 
 def test_epochs_and_seeds_differ() -> None:
-    pieces = tuple(Piece("a.parquet", i, 0, 10) for i in range(10))
+    pieces = tuple(_piece(i, 10) for i in range(10))
     orders = [_rows(ingest.plan_epoch(pieces, seed, epoch)) for seed in (1, 2) for epoch in (0, 1)]
     assert len({tuple(order) for order in orders}) == 4
 
@@ -57,7 +62,7 @@ def test_shares_are_equal_and_disjoint_and_follow_the_order(
 
 
 def test_a_share_reads_only_the_pieces_it_needs() -> None:
-    read = Read(tuple(Piece("a", i, 0, 1) for i in range(4)), np.array([[0, 0], [1, 0], [2, 0], [3, 0]], np.int32))
+    read = Read(tuple(_piece(i, 1) for i in range(4)), np.array([[0, 0], [1, 0], [2, 0], [3, 0]], np.int32))
     (share,) = ingest.take_share([read], 1, 3)
     assert [piece.row_group for piece in share.pieces] == [1, 2]
 
@@ -69,7 +74,7 @@ def test_rows_come_in_the_planned_order_with_the_right_keys(tmp_path: Path) -> N
     assert (collection.n_rows, collection.labels) == (10, pictures.LABELS)
     read = Read(collection.pieces[1:], np.array([[1, 1], [0, 2]], np.int32))
     table = ingest.read_rows(read, COLUMNS)
-    assert table["key"].to_pylist() == [f"{path}#9", f"{path}#6"]
+    assert table["key"].to_pylist() == ["train.parquet#9", "train.parquet#6"]
     names = pq.read_table(path)
     assert table["image"].to_pylist() == [names["image"][9].as_py(), names["image"][6].as_py()]
 
@@ -119,6 +124,15 @@ def test_bad_training_rows_are_refused_by_name() -> None:
             ingest.decode_sample(row, pictures.LABELS, 10**6)
         assert all(part in str(caught.value) for part in ["data.parquet#3", *parts])
     ingest.decode_sample(_row(good, encode_mask(mask + 255)), pictures.LABELS, 10**6)
+
+
+def test_files_with_other_classes_are_refused(tmp_path: Path) -> None:
+    pictures.write_parquet(tmp_path / "a.parquet", 2)
+    table = pq.read_table(pictures.write_parquet(tmp_path / "b.parquet", 2))
+    other = pictures.LABELS.from_names(["road", "sky", "car"])
+    pq.write_table(table.replace_schema_metadata({METADATA_KEY: other.to_json()}), tmp_path / "b.parquet")
+    with pytest.raises(DataError, match=r"b\.parquet has the classes \['road', 'sky', 'car'\]"):
+        open_collection(str(tmp_path), COLUMNS)
 
 
 def test_collections_that_cannot_train_are_refused(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -104,45 +105,108 @@ def _final_state(out: Path) -> dict[str, np.ndarray]:
     return found[1]
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("ray_session")
-def test_killed_at_an_epoch_border_it_ends_with_the_weights_of_an_undisturbed_run(data: Path, tmp_path: Path) -> None:
-    config = _config(data, tmp_path / "straight", val=str(data), workers__count=2)
+def _command(config: TrainConfig, file: Path) -> list[str]:
+    file.write_text(dump_config(config))
+    return [sys.executable, "-m", "fcn_ray", "train", "--config", str(file)]
+
+
+def _wait_for_checkpoint(run: subprocess.Popen[str], out: Path) -> None:
+    deadline = time.monotonic() + 200
+    while not list_checkpoints(str(out)):
+        assert run.poll() is None, "the run must not end before it is killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def _start(command: list[str]) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def _workers_of(session: int) -> list[int]:
+    found = []
+    for process in Path("/proc").iterdir():
+        try:
+            if os.getsid(int(process.name)) == session and "RayTrainWorker" in (process / "cmdline").read_text():
+                found.append(int(process.name))
+        except (ValueError, OSError):
+            continue
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    data: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None
+) -> tuple[TrainConfig, dict[str, np.ndarray]]:
+    """A run of two workers from start to end: its config and final state; and that it did all that it should."""
+    out = tmp_path_factory.mktemp("run") / "straight"
+    config = _config(data, out, val=str(data), workers__count=2, epochs=6)
     records: list[dict[str, Any]] = []
     report = train(config, records.append)
-
-    kinds = [record["kind"] for record in records]
-    assert kinds == ["start", *(["step"] * 3 + ["epoch"]) * 2, "bundle"]
+    assert [record["kind"] for record in records] == ["start", *(["step"] * 3 + ["epoch"]) * 6, "bundle"]
     bundle = load_bundle(report.bundle)
-    assert bundle.digest == report.digest
-    assert bundle.labels == pictures.LABELS
+    assert (bundle.digest, bundle.labels) == (report.digest, pictures.LABELS)
     weights = safetensors.numpy.load_file(Path(report.bundle) / "model.safetensors")
     assert all(np.isfinite(array).all() for array in weights.values())
     scores = [record["val"]["mean_iou"] for record in records if record["kind"] == "epoch"]
     assert report.epoch == 1 + int(np.argmax(scores))
+    curve = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in curve] == [1, 2, 3, 4, 5, 6]
+    return config, _final_state(out)
 
-    killed = tmp_path / "killed"
-    settings = tmp_path / "killed.yaml"
-    settings.write_text(dump_config(config.model_copy(update={"out": str(killed)})))
-    command = [sys.executable, "-m", "fcn_ray", "train", "--config", str(settings)]
-    with subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as run:
-        deadline = time.monotonic() + 200
-        while not list_checkpoints(str(killed)):
-            assert run.poll() is None, "the run must not end before it is killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+
+def _assert_equal(out: Path, state: dict[str, np.ndarray]) -> None:
+    for name, array in _final_state(out).items():
+        np.testing.assert_array_equal(array, state[name], err_msg=name)
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_it_ends_with_the_weights_of_an_undisturbed_run(
+    undisturbed: tuple[TrainConfig, dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    config, state = undisturbed
+    out = tmp_path / "killed"
+    config = config.model_copy(update={"out": str(out)})
+    with _start(_command(config, tmp_path / "train.yaml")) as run:
+        _wait_for_checkpoint(run, out)
         os.killpg(run.pid, signal.SIGKILL)  # driver, raylet and all workers of that run
-    (checkpoint,) = list_checkpoints(str(killed))
-    assert checkpoint.epoch == 1
+    done = list_checkpoints(str(out))[-1].epoch
+    assert done < 6, "it must have been killed on the way"
     with pytest.raises(ForeignOutputError, match="--resume"):
-        train(_config(data, killed, val=str(data), workers__count=2))
-
+        train(config)
     resumed: list[dict[str, Any]] = []
-    train(_config(data, killed, val=str(data), workers__count=2, resume=True), resumed.append)
-    assert [record["epoch"] for record in resumed if record["kind"] == "epoch"] == [2]
-    undisturbed = _final_state(tmp_path / "straight")
-    for name, array in _final_state(killed).items():
-        np.testing.assert_array_equal(array, undisturbed[name], err_msg=name)
+    train(config.model_copy(update={"resume": True}), resumed.append)
+    assert [record["epoch"] for record in resumed if record["kind"] == "epoch"] == list(range(done + 1, 7))
+    _assert_equal(out, state)
+
+
+@pytest.mark.slow
+def test_a_killed_worker_brings_all_back_from_the_last_checkpoint(
+    undisturbed: tuple[TrainConfig, dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    config, state = undisturbed
+    out = tmp_path / "wounded"
+    workers = config.workers.model_copy(update={"max_failures": 2})
+    with _start(_command(config.model_copy(update={"out": str(out), "workers": workers}), tmp_path / "t.yaml")) as run:
+        _wait_for_checkpoint(run, out)
+        pids = _workers_of(run.pid)
+        assert len(pids) == 2
+        os.kill(pids[0], signal.SIGKILL)
+        text, _ = run.communicate(timeout=250)
+    assert run.returncode == 0, text
+    _assert_equal(out, state)
+
+
+@pytest.mark.slow
+def test_sigterm_ends_training_with_its_own_code(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "stopped"
+    with _start(_command(_config(data, out, epochs=500), tmp_path / "train.yaml")) as run:
+        _wait_for_checkpoint(run, out)
+        run.send_signal(signal.SIGTERM)
+        text, _ = run.communicate(timeout=60)
+    assert run.returncode == 143, text
+    assert "--resume" in text
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -171,7 +235,7 @@ def test_a_loss_that_is_not_finite_ends_the_job_and_leaves_no_checkpoint(data: P
 @pytest.mark.usefixtures("ray_session")
 def test_more_workers_than_the_cluster_holds_are_refused(data: Path, tmp_path: Path) -> None:
     config = _config(data, tmp_path / "out", workers__count=4, workers__gpus=1)
-    with pytest.raises(ResourceError, match="training with 4 workers needs"):
+    with pytest.raises(ResourceError, match="4 workers of 1 CPUs and 1 GPUs each do not fit"):
         train(config)
     assert not (tmp_path / "out").exists()
 
@@ -198,5 +262,6 @@ def test_a_run_is_only_gone_on_with_its_own_settings(data: Path, tmp_path: Path)
     save_checkpoint(str(tmp_path), Checkpoint("", 1, 3, None, settings, {}), {})
     assert prepare(config).settings == settings
     assert prepare(_config(data, tmp_path, resume=True, epochs=9, workers__count=2)).settings == settings
+    assert prepare(_config(data, tmp_path, resume=True, optimizer__learning_rate=0.001)).settings == settings
     with pytest.raises(ForeignOutputError, match="other settings or data"):
         prepare(_config(data, tmp_path, resume=True, seed=1))
