@@ -3,14 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
+WORK ?= bench-out
 
-.PHONY: demo test lint types arrows pytest bench clean help
+.PHONY: help demo test lint pytest bench clean
 
 help:
 	@echo "make demo    train, segment and evaluate on synthetic scenes (a few minutes); opens nothing, leaves demo-out/"
 	@echo "make test    lint, types, arrows between rooms, and all tests"
 	@echo "make lint    ruff and mypy and the arrows only"
-	@echo "make bench   the benchmarks of tests/benchmarks (they take a data set path, see RESULTS.md)"
+	@echo "make bench CAMVID=camvid.parquet   speed and memory of labelling, see tests/benchmarks/RESULTS.md"
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
@@ -33,6 +34,13 @@ lint: $(STAMP)
 
 pytest: $(STAMP)
 	$(BIN)/pytest
+
+bench: $(STAMP)
+	@test -n "$(CAMVID)" || { echo "make bench CAMVID=camvid.parquet [WORK=bench-out]: a table with image, mask, name, split"; exit 2; }
+	$(BIN)/python tests/benchmarks/camvid.py $(CAMVID) $(WORK)/camvid
+	$(BIN)/python tests/benchmarks/small_bundle.py $(WORK)/bundle
+	$(BIN)/python tests/benchmarks/segment_speed.py $(WORK)/bundle $(WORK)/camvid/images $(WORK)/speed
+	$(BIN)/python tests/benchmarks/driver_memory.py $(WORK)/bundle $(WORK)/memory 1400 14000
 
 clean:
 	rm -rf $(VENV) demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

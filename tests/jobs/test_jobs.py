@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_worked_configs_are_valid() -> None:
     assert load_config(TrainConfig, str(ROOT / "jobs/train.yaml")).workers.count == 4
-    assert load_config(SegmentConfig, str(ROOT / "jobs/segment.yaml")).predict.actors == 8
+    assert load_config(SegmentConfig, str(ROOT / "jobs/segment.yaml")).predict.actors == 4
     assert load_config(TrainConfig, str(ROOT / "tests/benchmarks/camvid.yaml"), ["data=a", "out=b"]).epochs > 1
 
 
@@ -54,6 +54,11 @@ def test_cluster_yaml_has_the_pools_and_files_that_jobs_ask_for() -> None:
     assert types["gpu"]["resources"]["GPU"] >= 1
     assert all(isinstance(n["node_config"]["InstanceType"], str) for n in types.values())
     assert sum(n.get("max_workers", 0) for n in types.values()) <= config["max_workers"]
+    train = load_config(TrainConfig, str(ROOT / "jobs/train.yaml")).workers
+    predict = load_config(SegmentConfig, str(ROOT / "jobs/segment.yaml")).predict
+    gpu = types["gpu"]
+    assert gpu["min_workers"] * gpu["resources"]["GPU"] >= max(train.count * train.gpus, predict.actors * predict.gpus)
+    assert gpu["resources"]["CPU"] >= max(train.cpus, predict.cpus)
     commands = " ".join(config["setup_commands"])
     for target, source in config["file_mounts"].items():
         assert (ROOT / source).exists()
