@@ -170,7 +170,7 @@ def test_killed_driver_then_rerun_gives_every_image_once(tmp_path: Path, tiny_bu
         _wait_for_chunks(run, output, 10)
         run.kill()
     # Workers that outlive their driver may still commit; what they commit is right, and counts.
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 15
     while _pids(run.pid, "ray::") and time.monotonic() < deadline:
         time.sleep(0.2)
     before = _stamps(output)
