@@ -54,6 +54,7 @@ def _init(address: str | None, cpus: float, verbose: bool) -> None:
         return
     count = max(os.cpu_count() or 1, int(cpus + 0.999))
     ray.init(
+        address="local",  # or Ray would look for one that was started here before, and refuse the number of CPUs
         num_cpus=count,
         include_dashboard=False,
         runtime_env={"env_vars": environment},
