@@ -34,8 +34,8 @@ class Section(BaseModel):
 # ----------------------------------------------------------------------------------------------------- the network
 
 
-class ModelConfig(Section):
-    """Which FCN to build, and the weights it starts from."""
+class Architecture(Section):
+    """Which FCN: all that shapes the network but the number of classes."""
 
     backbone: Literal["vgg16"] = "vgg16"
     """Classifier that is turned into a dense predictor."""
@@ -47,6 +47,11 @@ class ModelConfig(Section):
     """Channels of fc6 and fc7."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
     """Rate after fc6 and fc7, while training only."""
+
+
+class ModelConfig(Architecture):
+    """The network of a training job, and the weights it starts from."""
+
     weights: str | None = None
     """Backbone weights: a .npz or .h5 file with keras-applications layer names, "imagenet" (needs a network), or null
     for a random start."""
@@ -58,14 +63,9 @@ class ModelConfig(Section):
         return self
 
 
-class ModelSpec(Section):
+class ModelSpec(Architecture):
     """All that is needed to build a network again; stored in a bundle (closed: no code, no class path)."""
 
-    backbone: Literal["vgg16"] = "vgg16"
-    variant: Literal["32s", "16s", "8s"] = "8s"
-    width: float = Field(default=1.0, gt=0, le=4)
-    fc_channels: Positive = 4096
-    dropout: float = Field(default=0.5, ge=0, lt=1)
     num_classes: int = Field(ge=2, le=255)
 
     @classmethod
