@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -169,10 +170,12 @@ def test_killed_driver_then_rerun_gives_every_image_once(tmp_path: Path, tiny_bu
     with _start(source, output, tiny_bundle) as run:
         _wait_for_chunks(run, output, 10)
         run.kill()
-    # Workers that outlive their driver may still commit; what they commit is right, and counts.
-    deadline = time.monotonic() + 15
+    # Workers that outlive their driver may still commit; what they commit is right, and counts. Then they go too.
+    deadline = time.monotonic() + 10
     while _pids(run.pid, "ray::") and time.monotonic() < deadline:
         time.sleep(0.2)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(run.pid, signal.SIGKILL)
     before = _stamps(output)
     assert 10 <= len(before) < 120, "it must have been killed in the middle"
     report = audit(str(output))
