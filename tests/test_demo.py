@@ -34,7 +34,7 @@ def test_the_demo_trains_segments_and_scores_and_knows_what_it_has_done(tmp_path
     assert audit(str(out / "masks")).ok
     page = (out / "report.html").read_text()
     assert page.count("data:image/jpeg;base64,") >= 30
-    assert "http" not in page.replace("http://www.w3.org", ""), "the page must hold all that it shows"
+    assert "://" not in page, "the page must hold all that it shows"
 
     again = _demo(out)
     assert "nothing to do" in again
