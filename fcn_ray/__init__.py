@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fcn_ray.cluster import connect as connect
     from fcn_ray.config import SegmentConfig as SegmentConfig
     from fcn_ray.config import TrainConfig as TrainConfig
-    from fcn_ray.config import load_config as load_config
+    from fcn_ray.config_text import load_config as load_config
     from fcn_ray.demo import demo as demo
     from fcn_ray.errors import FcnRayError as FcnRayError
     from fcn_ray.evaluation import evaluate as evaluate
@@ -38,7 +38,7 @@ else:
         "demo": "fcn_ray.demo",
         "evaluate": "fcn_ray.evaluation",
         "load_bundle": "fcn_ray.bundle",
-        "load_config": "fcn_ray.config",
+        "load_config": "fcn_ray.config_text",
         "save_bundle": "fcn_ray.bundle",
         "segment": "fcn_ray.inference.job",
         "train": "fcn_ray.training.job",

@@ -239,7 +239,8 @@ def config_show(
     settings: Settings = None,
 ) -> int:
     """Print every setting of a job with its default and meaning, or the resolved settings of a file."""
-    from fcn_ray.config import Section, SegmentConfig, TrainConfig, describe_config, dump_config
+    from fcn_ray.config import Section, SegmentConfig, TrainConfig
+    from fcn_ray.config_text import describe_config, dump_config
     from fcn_ray.errors import ConfigError
     from fcn_ray.reports.console import print_settings
 
@@ -253,7 +254,31 @@ def config_show(
     return EXIT_COMPLETE
 
 
+@config_app.command(
+    "network",
+    epilog="Examples:  fcn-ray config network runs/street/bundle   |   "
+    "fcn-ray config network --set geometry=paper --set variant=32s --classes 21 --size 500x500",
+)
+def config_network(
+    bundle: Annotated[str | None, typer.Argument(help="Bundle folder; by default the network of --set.")] = None,
+    settings: Settings = None,
+    classes: Annotated[int, typer.Option(help="Number of classes, without a bundle.")] = 21,
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT of the image that is counted.")] = "500x500",
+) -> int:
+    """Count a network: its parameters, its multiply-adds, how far it sees, the margin of its tiles."""
+    from fcn_ray.bundle import load_bundle
+    from fcn_ray.config import ModelSpec
+    from fcn_ray.config_text import parse_size
+    from fcn_ray.models.summary import summarize
+    from fcn_ray.reports.console import print_facts
+
+    width, height = parse_size(size)
+    spec = load_bundle(bundle).spec if bundle else _load(ModelSpec, None, settings, {"num_classes": classes})
+    print_facts(summarize(spec, height, width))
+    return EXIT_COMPLETE
+
+
 def _load(kind: Any, file: Path | None, settings: list[str] | None, flags: dict[str, Any]) -> Any:
-    from fcn_ray.config import load_config
+    from fcn_ray.config_text import load_config
 
     return load_config(kind, str(file) if file else None, settings or (), flags)

@@ -81,8 +81,8 @@ def require(count: int, *, cpus: float, gpus: float, spare_cpus: float, purpose:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     room = 0
     for node in nodes:
-        fits = [node.get("CPU", 0.0) / cpus] + ([node.get("GPU", 0.0) / gpus] if gpus else [])
-        room += int(min(fits) + 1e-9)
+        fits = int(node.get("CPU", 0.0) / cpus + 1e-9)
+        room += min(fits, _gpu_shares(node, gpus)) if gpus else fits
     present = ray.cluster_resources()
     cluster_cpus, cluster_gpus = present.get("CPU", 0.0), present.get("GPU", 0.0)
     found = f"the Ray cluster has {cluster_cpus:g} CPUs and {cluster_gpus:g} GPUs on {len(nodes)} nodes"
@@ -94,9 +94,15 @@ def require(count: int, *, cpus: float, gpus: float, spare_cpus: float, purpose:
         raise ResourceError(f"{count} {purpose} leave no {spare_cpus:g} CPUs to read and decode, {found}: {way_out}")
 
 
-def count(resource: str) -> float:
-    """How much of a resource ("CPU", "GPU") the connected cluster has."""
-    return float(ray.cluster_resources().get(resource, 0.0))
+def count_gpu_shares(*, gpus: float) -> int:
+    """Processes of `gpus` each that the GPUs of all nodes can hold."""
+    return sum(_gpu_shares(node["Resources"], gpus) for node in ray.nodes() if node["Alive"])
+
+
+def _gpu_shares(node: Mapping[str, float], gpus: float) -> int:
+    """On one node. A share is of a single GPU: two GPUs hold four processes of 0.4, not five."""
+    present = node.get("GPU", 0.0)
+    return int(present) * int(1 / gpus + 1e-9) if gpus < 1 else int(present / gpus + 1e-9)
 
 
 def count_nodes(*, cpus: float) -> int:

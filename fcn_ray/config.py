@@ -1,26 +1,18 @@
 """Every knob once: its default, its unit, its check.
 
-A job is one frozen pydantic model, read as: defaults < YAML file < `--set a.b=1` and named flags. An unknown key is an
-error that names the nearest valid one. Below this file functions take plain values, so that rooms stay reusable.
+A job is one frozen pydantic model, read as: defaults < YAML file < `--set a.b=1` and named flags (config_text.py). An
+unknown key is an error that names the nearest valid one. Below this file functions take plain values, so that rooms
+stay reusable.
 """
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-
-from fcn_ray.errors import ConfigError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 STRIDE = 32
 """Pixels: the coarsest stride of an FCN backbone, and the grid that images are padded to (paper, section 4.1)."""
-
-MAX_CONFIG_BYTES = 1_000_000
-"""Larger config files are refused before they are parsed."""
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -34,32 +26,81 @@ class Section(BaseModel):
 # ----------------------------------------------------------------------------------------------------- the network
 
 
+Backbone = Literal["vgg16", "alexnet", "alexnet_torchvision", "resnet50", "mobilenetv3_large", "mobilenetv3_small"]
+
+PAPER_BACKBONES = ("vgg16", "alexnet", "alexnet_torchvision")
+"""Backbones whose classifier has dense layers: fc6 and fc7 are those, and the paper's geometry is defined for them."""
+
+
+VARIANTS = ("32s", "16s", "8s")
+"""Coarse to fine."""
+
+
 class Architecture(Section):
     """Which FCN: all that shapes the network but the number of classes."""
 
-    backbone: Literal["vgg16"] = "vgg16"
-    """Classifier that is turned into a dense predictor."""
+    backbone: Backbone = "vgg16"
+    """Classifier that is turned into a dense predictor. "alexnet" is the network of the paper (groups, local response
+    normalisation), "alexnet_torchvision" the single tower that torchvision has weights for."""
     variant: Literal["32s", "16s", "8s"] = "8s"
-    """Output stride: 32s has one score layer, 16s adds the pool4 skip, 8s the pool3 skip too."""
+    """Output stride: 32s has one score layer, 16s adds the skip at stride 16, 8s the one at stride 8 too."""
     width: float = Field(default=1.0, gt=0, le=4)
-    """Factor on the channels of every backbone layer; 1.0 is VGG16."""
+    """Factor on the channels of every backbone layer; 1.0 is the published network."""
     fc_channels: Positive = 4096
-    """Channels of fc6 and fc7."""
+    """Channels of fc6 and fc7; by default 4096, and 512 for resnet50 and mobilenetv3."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
     """Rate after fc6 and fc7, while training only."""
+    fusion: Literal["sum", "concat"] = "sum"
+    """How a skip joins the coarser scores: added (the paper), or side by side into a 1x1 convolution."""
+    upsampling: Literal["bilinear", "deconv_fixed", "deconv_learned"] = "bilinear"
+    """Bilinear resize, the paper's deconvolution with its bilinear kernel fixed, or learned from there."""
+    geometry: Literal["same", "paper"] = "same"
+    """"same" pads to a multiple of 32 and keeps sizes; "paper" pads by 100 and crops as the authors' release does."""
+    output_stride: Literal[32, 16] = 32
+    """Coarsest stride of the backbone; 16 dilates the last stage of resnet50 instead of striding."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_fc_channels(cls, data: Any) -> Any:
+        """The head is as wide as the classifier's own: 4096, or a quarter of ResNet50's channels."""
+        if isinstance(data, dict) and data.get("backbone", "vgg16") not in PAPER_BACKBONES:
+            return {"fc_channels": 512} | data
+        return data
+
+    @model_validator(mode="after")
+    def _check_architecture(self) -> Architecture:
+        if self.geometry == "paper" and self.backbone not in PAPER_BACKBONES:
+            raise ValueError(f"geometry paper is for {', '.join(PAPER_BACKBONES)}, found {self.backbone}: use same")
+        if self.backbone == "resnet50" and self.width != 1.0:
+            raise ValueError(f"resnet50 has one width, found width {self.width:g}: leave it out")
+        if self.output_stride == 16 and (self.backbone != "resnet50" or self.variant == "32s"):
+            raise ValueError("output_stride 16 is for backbone resnet50 with variant 16s or 8s")
+        return self
+
+    @property
+    def grid(self) -> int:
+        """Pixels: images that pad to equal multiples of it may share a batch; 1 where only equal sizes may."""
+        return STRIDE if self.geometry == "same" else 1
 
 
 class ModelConfig(Architecture):
     """The network of a training job, and the weights it starts from."""
 
     weights: str | None = None
-    """Backbone weights: a .npz or .h5 file with keras-applications layer names, "imagenet" (needs a network), or null
-    for a random start."""
+    """Classifier weights to start from: a .npz, .h5, .keras or .safetensors file with the layer names of
+    keras-applications, torchvision or Caffe, "imagenet" (needs a network), or null for a random start."""
+    start: str | None = None
+    """Bundle to start from, instead of weights: of the same network, or of a coarser variant, which is grown."""
+    scales: Literal["features", "paper"] = "features"
+    """Factor on each level before it is scored: one over the magnitude of pretrained features, or the release's at-once
+    1, 0.01 and 0.0001."""
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
         if self.weights and self.width != 1.0:
             raise ValueError(f"weights are for width 1.0, found width {self.width:g}: leave one of the two out")
+        if self.weights and self.start:
+            raise ValueError("weights and start are two ways to begin: leave one of them out")
         return self
 
 
@@ -71,7 +112,7 @@ class ModelSpec(Architecture):
     @classmethod
     def from_config(cls, config: ModelConfig, num_classes: int) -> ModelSpec:
         """The network of a training job, once the number of classes is known."""
-        return cls(**config.model_dump(exclude={"weights"}), num_classes=num_classes)
+        return cls(**config.model_dump(exclude={"weights", "start", "scales"}), num_classes=num_classes)
 
 
 class Preprocessing(Section):
@@ -85,7 +126,7 @@ class Preprocessing(Section):
 
 
 CAFFE_PREPROCESSING = Preprocessing(channels="BGR", mean=(103.939, 116.779, 123.68), std=(1.0, 1.0, 1.0))
-"""What the ImageNet VGG16 kernels of keras-applications were trained with (fcn.md 2.5)."""
+"""What the ImageNet kernels of VGG16 and ResNet50 in keras-applications were trained with."""
 
 
 # -------------------------------------------------------------------------------------------------------- training
@@ -110,13 +151,28 @@ class AugmentConfig(Section):
         return self
 
 
+class LossConfig(Section):
+    """What a step descends: one number from the logits of all workers' valid pixels."""
+
+    kind: Literal["cross_entropy", "focal", "dice"] = "cross_entropy"
+    """Cross entropy of every pixel (the paper); focal (Lin et al. 2017), which gives easy pixels less weight; or soft
+    dice (Milletari et al. 2016), one minus the mean overlap of the classes."""
+    reduction: Literal["mean_valid", "sum"] = "mean_valid"
+    """Mean over the valid pixels of the whole step, or the paper's sum over the map. Dice has neither."""
+    class_weights: Literal["none", "inverse", "median"] | tuple[Annotated[float, Field(gt=0)], ...] = "none"
+    """Factor on the pixels of each class: none, given by class id, one over the class's share of the training labels
+    (inverse), or median frequency balancing (Eigen and Fergus 2015)."""
+    gamma: float = Field(default=2.0, ge=0)
+    """Focusing exponent of the focal loss; 0 makes it cross entropy."""
+
+
 class OptimizerConfig(Section):
     """SGD with momentum; the rate falls as (1 - step/steps)^power after a linear warm-up."""
 
     learning_rate: float = Field(default=1e-3, gt=0)
     """Highest rate, for a loss that is the mean over valid pixels."""
     backbone_rate: float = Field(default=0.1, ge=0)
-    """Factor on the rate of a backbone that starts from weights: its features need a nudge, the new layers a push."""
+    """Factor on the rate of layers that start from weights: their features need a nudge, the new layers a push."""
     momentum: float = Field(default=0.9, ge=0, lt=1)
     """Share of the last step that goes into the next."""
     weight_decay: float = Field(default=5e-4, ge=0)
@@ -159,6 +215,7 @@ class TrainConfig(Section):
     """Class names by id; by default from the Parquet metadata."""
     model: ModelConfig = ModelConfig()
     augment: AugmentConfig = AugmentConfig()
+    loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     workers: WorkersConfig = WorkersConfig()
     epochs: Positive = 30
@@ -216,7 +273,10 @@ class PredictConfig(Section):
     threads: int = Field(default=0, ge=0)
     """TensorFlow threads of each actor; 0 takes all cores of its node."""
     batch_pixels: Positive = 1_600_000
-    """Padded pixels in one forward pass; at least one image goes through whatever its size."""
+    """Padded pixels in one forward pass; at least one image or tile goes through whatever its size."""
+    tile_pixels: int = Field(default=2_097_152, ge=262_144)
+    """Padded pixels of the largest image that is predicted whole; larger ones go in tiles of at most so many, which
+    give the same mask. It bounds the memory of an actor; raise it on GPUs that have more."""
     max_restarts: int = Field(default=2, ge=0)
     """Times that a dead actor is started again before the job gives up."""
 
@@ -236,7 +296,7 @@ class SegmentConfig(Section):
     """Parquet column that names each image; by default the file and row do."""
     carry: Literal["plain", "none"] | tuple[str, ...] = "plain"
     """Input columns copied into the result rows: all but binary ones ("plain"), none, or those named."""
-    max_pixels: Positive = 64_000_000
+    max_pixels: Positive = 100_000_000
     """Larger images become `too_big` from their header, before they are decoded."""
     chunk: ChunkConfig = ChunkConfig()
     predict: PredictConfig = PredictConfig()
@@ -246,120 +306,3 @@ class SegmentConfig(Section):
     """A finished job with more bad images than this ends with code 3."""
     address: str | None = None
     """Ray cluster to join; by default RAY_ADDRESS, else Ray is started on this machine."""
-
-
-# --------------------------------------------------------------------------------------------------------- reading
-
-Config = TypeVar("Config", bound=Section)
-
-
-def load_config(
-    kind: type[Config],
-    file: str | None = None,
-    settings: Iterable[str] = (),
-    flags: Mapping[str, Any] | None = None,
-) -> Config:
-    """A checked config of type `kind`: its defaults, then `file` (YAML), then "a.b=1" `settings`, then set `flags`.
-
-    Flags that are None are not set. Raises ConfigError with the key, the value found and the way out.
-    """
-    data = _read_yaml(file) if file else {}
-    for setting in settings:
-        key, equals, text = setting.partition("=")
-        if not equals:
-            raise ConfigError(f"--set {setting!r}: expected KEY=VALUE, for example --set epochs=10")
-        _put(data, key.strip(), _parse_yaml(text, f"--set {key}"))
-    for key, value in (flags or {}).items():
-        if value is not None:
-            _put(data, key, value)
-    try:
-        return kind.model_validate(data)
-    except ValidationError as error:
-        where = f" in {file}" if file else ""
-        lines = [f"{_describe(kind, dict(problem))}" for problem in error.errors()]
-        raise ConfigError(f"configuration{where}: " + "; ".join(lines)) from None
-
-
-def dump_config(config: Section) -> str:
-    """YAML text of a resolved config; `load_config` reads it back."""
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
-
-
-def describe_config(kind: type[Section], prefix: str = "") -> list[tuple[str, str, str]]:
-    """(dotted key, default, meaning) of every knob of a job, in the order of this file."""
-    rows: list[tuple[str, str, str]] = []
-    for name, field in kind.model_fields.items():
-        if isinstance(field.default, Section):
-            rows += describe_config(type(field.default), f"{prefix}{name}.")
-        else:
-            default = (
-                "(required)" if field.is_required() else yaml.safe_dump(_plain(field.default), default_flow_style=True)
-            )
-            rows.append(
-                (prefix + name, default.replace("...", "").strip(), " ".join((field.description or "").split()))
-            )
-    return rows
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value
-
-
-def _read_yaml(file: str) -> dict[str, Any]:
-    path = Path(file)
-    try:
-        size = path.stat().st_size
-        if size > MAX_CONFIG_BYTES:
-            raise ConfigError(
-                f"config file {file} has {size} bytes, more than {MAX_CONFIG_BYTES}: is it the right file?"
-            )
-        data = _parse_yaml(path.read_text(encoding="utf-8"), f"config file {file}")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {file} cannot be read: {error}") from error
-    if data is None:
-        return {}
-    if not isinstance(data, dict):
-        raise ConfigError(f"config file {file} must hold 'key: value' lines, found {type(data).__name__}")
-    return data
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise ConfigError(f"{where}: YAML aliases (*name) are not accepted; write the value out")
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{where} is not valid YAML: {error}") from error
-    return value
-
-
-def _put(data: dict[str, Any], key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    for parent in parents:
-        data = data.setdefault(parent, {})
-        if not isinstance(data, dict):
-            raise ConfigError(f"{key}: {parent} is a single value, it has no {last}")
-    data[last] = value
-
-
-def _describe(kind: type[Section], problem: dict[str, Any]) -> str:
-    location = [str(part) for part in problem["loc"]]
-    name = ".".join(location) or "settings"
-    if problem["type"] == "extra_forbidden":
-        valid = _fields_at(kind, location[:-1])
-        near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
-        hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
-        return f"{name}: unknown key, {hint}"
-    if problem["type"] == "missing":
-        return f"{name}: required, but not given"
-    reason = problem["msg"].removeprefix("Value error, ")
-    return f"{name}: {reason}" if not location else f"{name} = {problem['input']!r}: {reason}"
-
-
-def _fields_at(kind: type[Section], location: list[str]) -> list[str]:
-    for part in location:
-        default = kind.model_fields[part].default
-        if not isinstance(default, Section):
-            return []
-        kind = type(default)
-    return list(kind.model_fields)

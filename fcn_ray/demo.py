@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from fcn_ray.bundle import load_bundle
-from fcn_ray.config import SegmentConfig, TrainConfig, load_config
+from fcn_ray.config import SegmentConfig, TrainConfig
+from fcn_ray.config_text import load_config
 from fcn_ray.datasets import scenes
 from fcn_ray.evaluation import Evaluation, evaluate, format_table
 from fcn_ray.images.codec import decode_image, decode_label

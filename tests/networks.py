@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
+import tensorflow as tf
 
 from fcn_ray.config import ModelSpec
 from fcn_ray.models.fcn import build_fcn
 
 
 def tiny_spec(**changes: Any) -> ModelSpec:
-    return ModelSpec(**({"width": 0.02, "fc_channels": 6, "num_classes": 4} | changes))
+    # Keras rounds the channels of MobileNetV3 to multiples of 8, and ResNet50 has one width.
+    width = {"resnet50": 1.0, "mobilenetv3_large": 0.25, "mobilenetv3_small": 0.25}.get(changes.get("backbone"), 0.02)
+    return ModelSpec(**({"width": width, "fc_channels": 6, "num_classes": 4} | changes))
 
 
 def tiny_model(spec: ModelSpec | None = None, **options: Any) -> keras.Model:
@@ -20,12 +24,18 @@ def tiny_model(spec: ModelSpec | None = None, **options: Any) -> keras.Model:
     model = build_fcn(spec or tiny_spec(), **options)
     rng = np.random.default_rng(5)
     for layer in model.layers:
-        if isinstance(layer, keras.layers.Conv2D):
-            kernel, bias = layer.get_weights()
-            if layer.name.startswith("score"):
-                kernel = rng.normal(size=kernel.shape)
-            layer.set_weights([kernel, rng.normal(scale=0.3, size=bias.shape)])
+        for weight in layer.weights:
+            if weight.path.startswith("score") and weight.path.endswith("kernel"):
+                weight.assign(rng.normal(size=weight.shape))
+            elif weight.path.endswith("bias"):
+                weight.assign(rng.normal(scale=0.3, size=weight.shape))
     return model
+
+
+def any_size(model: keras.Model) -> Callable[[np.ndarray], tf.Tensor]:
+    """The network compiled once for images of every size, as inference runs it."""
+    signature = [tf.TensorSpec((None, None, None, 3), tf.float32)]
+    return tf.function(lambda images: model(images, training=False), input_signature=signature)
 
 
 def weight_arrays(model: keras.Model) -> dict[str, np.ndarray]:

@@ -4,15 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fcn_ray.config import (
-    ModelConfig,
-    ModelSpec,
-    SegmentConfig,
-    TrainConfig,
-    describe_config,
-    dump_config,
-    load_config,
-)
+from fcn_ray.config import ModelConfig, ModelSpec, SegmentConfig, TrainConfig
+from fcn_ray.config_text import describe_config, dump_config, load_config
 from fcn_ray.errors import ConfigError
 
 TRAIN = {"data": "train.parquet", "out": "run"}

@@ -37,15 +37,15 @@ def pad_batch(images: Sequence[Pixels], height: int, width: int) -> Pixels:
     return batch
 
 
-def group_by_padded_size(sizes: Sequence[tuple[int, int]], batch_pixels: int) -> list[list[int]]:
-    """Indices of `sizes` (height, width), grouped into batches that share one padded size.
+def group_by_size(sizes: Sequence[tuple[int, int]], batch_pixels: int) -> list[list[int]]:
+    """Indices of `sizes` (height, width), grouped into batches of one size.
 
-    A batch holds at most `batch_pixels` padded pixels, but at least one image. Batches come in the order of their
-    first image, and indices rise within a batch: the grouping depends on the sizes alone.
+    A batch holds at most `batch_pixels` pixels, but at least one image. Batches come in the order of their first image,
+    and indices rise within a batch: the grouping depends on the sizes alone.
     """
     by_size: dict[tuple[int, int], list[int]] = {}
     for index, size in enumerate(sizes):
-        by_size.setdefault(padded_size(*size), []).append(index)
+        by_size.setdefault(size, []).append(index)
     batches = []
     for (height, width), indices in by_size.items():
         count = max(1, batch_pixels // (height * width))

@@ -124,7 +124,7 @@ def _count_actors(predict: PredictConfig) -> int:
     if predict.actors:
         return predict.actors
     if predict.gpus:
-        return max(1, int(cluster.count("GPU") / predict.gpus))
+        return max(1, cluster.count_gpu_shares(gpus=predict.gpus))
     return max(1, cluster.count_nodes(cpus=predict.cpus))
 
 
@@ -141,6 +141,7 @@ def _receipts(
         "digest": bundle.digest,
         "threads": predict.threads,
         "batch_pixels": predict.batch_pixels,
+        "tile_pixels": predict.tile_pixels,
     }
     dataset = build_pipeline(
         pending,

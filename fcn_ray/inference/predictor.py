@@ -17,7 +17,8 @@ import pyarrow as pa
 
 from fcn_ray.bundle import Bundle, load_bundle
 from fcn_ray.errors import BundleError
-from fcn_ray.images.geometry import group_by_padded_size, pad_batch, padded_size
+from fcn_ray.images.geometry import group_by_size, pad_batch
+from fcn_ray.images.tiling import Tile, paste, plan_tiles, whole_image
 from fcn_ray.inference.stages import PIXELS, replace_columns
 from fcn_ray.tables.schema import (
     CLASS_PIXELS,
@@ -34,19 +35,50 @@ from fcn_ray.tables.schema import (
 
 logger = logging.getLogger(__name__)
 
-PredictFunction = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[Any, Any, Any, Any]]
+PredictFunction = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[Any, Any, Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
-    """What the network says of one image."""
+class Network:
+    """A bundle's network, ready to predict."""
 
-    mask: np.ndarray
-    """(H, W) uint8 class ids."""
-    class_pixels: np.ndarray
-    """(num_classes,) int64 pixels of each class."""
-    mean_confidence: float
-    min_class_confidence: float
+    predict: PredictFunction
+    """See fcn_ray.models.prediction; arrays in and out."""
+    num_classes: int
+    grid: int
+    """Images are padded to multiples of it."""
+    halo: int | None
+    """Pixels around the core of a tile; None when the network has no tiles."""
+    untileable: str = ""
+    """Why it has none."""
+
+
+class Prediction:
+    """What the network says of one image, put together from its tiles."""
+
+    def __init__(self, height: int, width: int, num_classes: int) -> None:
+        self.mask = np.zeros((height, width), np.uint8)
+        """(H, W) class ids."""
+        self.class_pixels = np.zeros(num_classes, np.int64)
+        """(num_classes,) pixels of each class."""
+        self._confidence = np.zeros(num_classes)
+
+    def add(self, tile: Tile, mask: np.ndarray, class_pixels: np.ndarray, class_confidence: np.ndarray) -> None:
+        """Take in what was predicted of one tile."""
+        paste(self.mask, tile, mask)
+        self.class_pixels += class_pixels
+        self._confidence += class_confidence
+
+    @property
+    def mean_confidence(self) -> float:
+        """Mean softmax probability of the class that each pixel was given."""
+        return float(self._confidence.sum() / self.class_pixels.sum())
+
+    @property
+    def min_class_confidence(self) -> float:
+        """The same mean by class, of the least certain class in the mask."""
+        present = self.class_pixels > 0
+        return float((self._confidence[present] / self.class_pixels[present]).min())
 
 
 class Predictor:
@@ -55,12 +87,12 @@ class Predictor:
     Reads: pixels, height, width, status. Adds: mask (raw ids), class_pixels, confidences. Drops: pixels.
     """
 
-    def __init__(self, bundle: str, digest: str, threads: int, batch_pixels: int) -> None:
+    def __init__(self, bundle: str, digest: str, threads: int, batch_pixels: int, tile_pixels: int) -> None:
         """Load the bundle and check that it is the one with `digest`; the first image finds the network warm."""
-        self._batch_pixels = batch_pixels
+        self._batch_pixels, self._tile_pixels = batch_pixels, tile_pixels
         self._refused: BundleError | None = None
         try:
-            self._predict = compile_predict(_load(bundle, digest), threads)
+            self._network = compile_network(_load(bundle, digest), threads)
         except BundleError as error:  # kept for the first chunk: Ray makes mere text of what a constructor raises
             self._refused = error
 
@@ -70,37 +102,69 @@ class Predictor:
             raise self._refused
         status, errors = table[STATUS].to_pylist(), table[ERROR].to_pylist()
         good = [i for i, s in enumerate(status) if s == OK]
-        images = decode_pixels(table, good)
         found: list[Prediction | None] = [None] * len(table)
-        for group in group_by_padded_size([image.shape[:2] for image in images], self._batch_pixels):
-            for position, outcome in zip(group, self._predict_group([images[i] for i in group]), strict=True):
-                row = good[position]
-                if isinstance(outcome, Prediction):
-                    found[row] = outcome
-                else:
-                    status[row], errors[row] = "predict", trim_error(f"{type(outcome).__name__}: {outcome}")
+        for row, outcome in zip(good, self.predict(decode_pixels(table, good)), strict=True):
+            if isinstance(outcome, Prediction):
+                found[row] = outcome
+            else:
+                status[row], errors[row] = "predict", trim_error(f"{type(outcome).__name__}: {outcome}")
         return replace_columns(table, {STATUS: status, ERROR: errors} | prediction_columns(found), drop=[PIXELS])
 
-    def _predict_group(self, images: list[np.ndarray]) -> list[Prediction | Exception]:
-        """Predictions of images that pad to one size; when they fail together, each has its own try."""
-        try:
-            return list(self._predict_batch(images))
-        except Exception as error:  # the row border: whatever the network raises belongs to these images
-            if len(images) == 1:
-                _try_out(self._predict)  # when nothing works any more it is the device, and no fault of the image
-                return [error]
-            logger.warning("a batch of %d images failed (%s); trying one by one", len(images), error)
-            return [outcome for image in images for outcome in self._predict_group([image])]
+    def predict(self, images: list[np.ndarray]) -> list[Prediction | Exception]:
+        """What each image (H, W, 3) uint8 RGB is given, or what went wrong with it."""
+        found: list[Prediction | Exception] = []
+        work: list[tuple[int, Tile]] = []
+        for index, image in enumerate(images):
+            try:
+                work += [(index, tile) for tile in self._plan(*image.shape[:2])]
+                height, width = image.shape[:2]
+                found.append(Prediction(height, width, self._network.num_classes))
+            except Exception as error:  # the row border: too large for tiles, or for memory
+                found.append(error)
+        for group in group_by_size([tile.size for _, tile in work], self._batch_pixels):
+            self._predict_group(images, [work[place] for place in group], found)
+        return found
 
-    def _predict_batch(self, images: list[np.ndarray]) -> list[Prediction]:
-        heights = np.array([image.shape[0] for image in images], np.int32)
-        widths = np.array([image.shape[1] for image in images], np.int32)
-        batch = pad_batch(images, *padded_size(*images[0].shape[:2]))
-        masks, counts, mean, least = (np.asarray(part) for part in self._predict(batch, heights, widths))
-        return [
-            Prediction(masks[i, :h, :w], counts[i].astype(np.int64), float(mean[i]), float(least[i]))
-            for i, (h, w) in enumerate(zip(heights, widths, strict=True))
-        ]
+    def _plan(self, height: int, width: int) -> list[Tile]:
+        """The image as a whole, or the tiles of one that is too large for that."""
+        whole = whole_image(height, width, self._network.grid)
+        if whole.size[0] * whole.size[1] <= self._tile_pixels:
+            return [whole]
+        if self._network.halo is None:
+            raise ValueError(
+                f"an image of {width}x{height} pixels is larger than predict.tile_pixels {self._tile_pixels}, and this "
+                f"network has no tiles: {self._network.untileable}"
+            )
+        return plan_tiles(height, width, self._network.halo, self._tile_pixels)
+
+    def _predict_group(
+        self, images: list[np.ndarray], work: list[tuple[int, Tile]], found: list[Prediction | Exception]
+    ) -> None:
+        """Predict windows of one size; when they fail together, each has its own try."""
+        try:
+            parts = self._predict_batch([(images[index], tile) for index, tile in work])
+        except Exception as error:  # the row border: whatever the network raises belongs to these images
+            if len(work) == 1:
+                _try_out(self._network.predict)  # when nothing works any more it is the device, and no image's fault
+                found[work[0][0]] = error
+                return
+            logger.warning("a batch of %d images failed (%s); trying one by one", len(work), error)
+            for one in work:
+                self._predict_group(images, [one], found)
+            return
+        for (index, tile), part in zip(work, parts, strict=True):
+            outcome = found[index]
+            if isinstance(outcome, Prediction):  # else another tile of the image has failed
+                outcome.add(tile, *part)
+
+    def _predict_batch(self, work: list[tuple[np.ndarray, Tile]]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """(mask of the window, class pixels and confidence of the core) of each window."""
+        cuts = [tile.cut(image) for image, tile in work]
+        sizes = np.array([cut.shape[:2] for cut in cuts], np.int32)
+        cores = np.array([tile.core_in_window() for _, tile in work], np.int32)
+        outcome = self._network.predict(pad_batch(cuts, *work[0][1].size), sizes, cores)
+        masks, pixels, confidence = (np.asarray(part) for part in outcome)
+        return list(zip(masks, pixels, confidence, strict=True))
 
 
 def _load(folder: str, digest: str) -> Bundle:
@@ -115,30 +179,68 @@ def _load(folder: str, digest: str) -> Bundle:
 
 def _try_out(predict: PredictFunction) -> None:
     """Predict one black square: compiles, warms up, and raises when the device does not work."""
-    side = np.array([32], np.int32)
-    predict(np.zeros((1, 32, 32, 3), np.uint8), side, side)
+    predict(np.zeros((1, 32, 32, 3), np.uint8), np.array([[32, 32]], np.int32), np.array([[0, 0, 32, 32]], np.int32))
 
 
-def compile_predict(bundle: Bundle, threads: int) -> PredictFunction:
-    """The bundle's network as one compiled function that never retraces for a new size."""
+def compile_network(bundle: Bundle, threads: int) -> Network:
+    """The bundle's network, compiled and warm, on the Keras backend of KERAS_BACKEND (TensorFlow unless it is set).
+
+    `threads` of TensorFlow, 0 for all cores; JAX takes its own.
+    """
     os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    import keras
+
+    on_tensorflow = keras.backend.backend() == "tensorflow"
+    if on_tensorflow:
+        _set_up_tensorflow(threads)
+    from fcn_ray.models.coordinates import halo
+    from fcn_ray.models.prediction import build_predict_fn
+
+    model = bundle.build()
+    function = build_predict_fn(model, bundle.preprocessing)
+    predict = _compile_tensorflow(function) if on_tensorflow else _compile_jax(function, model)
+    _try_out(predict)
+    try:
+        margin, why = halo(model), ""
+    except ValueError as error:
+        margin, why = None, str(error)
+    return Network(predict, bundle.spec.num_classes, bundle.spec.grid, margin, why)
+
+
+def _set_up_tensorflow(threads: int) -> None:
     import tensorflow as tf
 
     for gpu in tf.config.list_physical_devices("GPU"):
         tf.config.experimental.set_memory_growth(gpu, True)  # several actors may share one device
     if threads:
         tf.config.threading.set_intra_op_parallelism_threads(threads)
-    from fcn_ray.models.prediction import build_predict_fn
 
-    function = build_predict_fn(bundle.build(), bundle.preprocessing)
+
+def _compile_tensorflow(function: Callable[..., Any]) -> PredictFunction:
+    """One graph for all sizes: it never retraces."""
+    import tensorflow as tf
+
     signature = [
         tf.TensorSpec((None, None, None, 3), tf.uint8),
-        tf.TensorSpec((None,), tf.int32),
-        tf.TensorSpec((None,), tf.int32),
+        tf.TensorSpec((None, 2), tf.int32),
+        tf.TensorSpec((None, 4), tf.int32),
     ]
     compiled: PredictFunction = tf.function(function, input_signature=signature, autograph=False)
-    _try_out(compiled)
     return compiled
+
+
+def _compile_jax(function: Callable[..., Any], model: Any) -> PredictFunction:
+    """One program for each size of batch; the weights are arguments, or each would hold a copy of them."""
+    import jax
+    import keras
+
+    def stateless(values: list[Any], *arrays: Any) -> Any:
+        with keras.StatelessScope(state_mapping=list(zip(model.variables, values, strict=True))):
+            return function(*arrays)
+
+    compiled = jax.jit(stateless)
+    values = [variable.value for variable in model.variables]
+    return lambda *arrays: compiled(values, *arrays)
 
 
 def decode_pixels(table: pa.Table, rows: list[int]) -> list[np.ndarray]:

@@ -1,7 +1,7 @@
-"""The layers that Keras lacks: pad, upsample and crop for every image size, a fixed scale, dropout with a name.
+"""The layers that Keras lacks: pad, pool and crop for every image size, a fixed scale, AlexNet's, dropout with a name.
 
 Sizes are read when the layer runs, not when it is built: the height and width of an FCN's input are unknown inside a
-tf.function, where keras.layers.UpSampling2D and keras.ops.image.resize fail.
+tf.function. Upsampling has a file of its own.
 """
 
 from __future__ import annotations
@@ -45,47 +45,88 @@ class PadToStride(keras.layers.Layer):  # type: ignore[misc]  # Keras has no typ
 
 
 @keras.saving.register_keras_serializable(package="fcn_ray")
-class Upsample(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
-    """Bilinear upsampling by a whole `factor`, half-pixel centres: (N, H, W, C) -> (N, factor H, factor W, C).
+class CropLike(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
+    """Cells from `offset` on, as many as the other map has: [(N, H', W', C), (N, H, W, _)] -> (N, H, W, C)."""
 
-    Equal to the paper's fixed bilinear deconvolution (kernel 2 factor, stride factor, cropped by factor / 2) of a score
-    map whose edge cells are repeated once (Long et al. 2015, section 3.3), without its dense C x C kernel. Made of
-    slices and sums: a cell has the same bits whatever lies beyond its neighbours, and the gradient needs no atomic
-    additions.
-    """
-
-    def __init__(self, factor: int, **kwargs: Any) -> None:
+    def __init__(self, offset: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.factor = factor
+        self.offset = offset
 
-    def call(self, scores: Tensor) -> Tensor:
-        """Larger copy of `scores`: first the rows, then the columns."""
-        return _stretch(_stretch(scores, self.factor, axis=1), self.factor, axis=2)
+    def call(self, inputs: list[Tensor]) -> Tensor:
+        """`inputs` = [what is cropped, what it shall be as large as]."""
+        cells, other = inputs
+        _, height, width, _ = ops.shape(other)
+        return cells[:, self.offset : self.offset + height, self.offset : self.offset + width, :]
 
-    def compute_output_shape(self, input_shape: Shape) -> Shape:
-        """Each known size times the factor."""
-        batch, height, width, channels = input_shape
-        return (batch, *(None if size is None else size * self.factor for size in (height, width)), channels)
+    def compute_output_shape(self, input_shape: list[Shape]) -> Shape:
+        """Sizes of the other map, channels of the cropped one."""
+        cells, other = input_shape
+        return (cells[0], other[1], other[2], cells[3])
 
     def get_config(self) -> dict[str, Any]:
         """Arguments of the constructor."""
-        return {**super().get_config(), "factor": self.factor}
+        return {**super().get_config(), "offset": self.offset}
 
 
 @keras.saving.register_keras_serializable(package="fcn_ray")
-class CropLike(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
-    """Top left part of the scores, as large as the image: [(N, H', W', C), (N, H, W, _)] -> (N, H, W, C)."""
+class CeilMaxPooling(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
+    """Max pooling as Caffe does it: the last window may hang over the edge.
 
-    def call(self, inputs: list[Tensor]) -> Tensor:
-        """`inputs` = [scores, images]."""
-        scores, images = inputs
-        _, height, width, _ = ops.shape(images)
-        return scores[:, :height, :width, :]
+    (N, H, W, C) -> (N, ceil((H - k) / s) + 1, ceil((W - k) / s) + 1, C) for windows of k cells at stride s. Keras'
+    "same" would begin before the first cell for sizes that leave a remainder. For inputs of 0 and above (after a ReLU):
+    what hangs over is filled with zeros.
+    """
 
-    def compute_output_shape(self, input_shape: list[Shape]) -> Shape:
-        """Sizes of the images, channels of the scores."""
-        scores, images = input_shape
-        return (scores[0], images[1], images[2], scores[3])
+    padding = "valid"
+
+    def __init__(self, pool_size: int, strides: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.pool_size, self.strides = (pool_size, pool_size), strides
+
+    def call(self, inputs: Tensor) -> Tensor:
+        """Maxima of the windows."""
+        over = [(self.pool_size[0] - size) % self.strides for size in ops.shape(inputs)[1:3]]
+        padded = ops.pad(inputs, [[0, 0], [0, over[0]], [0, over[1]], [0, 0]])
+        return ops.max_pool(padded, self.pool_size, self.strides, padding="valid")
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """Each known size divided by the stride, rounded up."""
+        batch, height, width, channels = input_shape
+        sizes = (None if n is None else -(-(n - self.pool_size[0]) // self.strides) + 1 for n in (height, width))
+        return (batch, *sizes, channels)
+
+    def get_config(self) -> dict[str, Any]:
+        """Arguments of the constructor."""
+        return {**super().get_config(), "pool_size": self.pool_size[0], "strides": self.strides}
+
+
+@keras.saving.register_keras_serializable(package="fcn_ray")
+class LocalResponseNormalization(keras.layers.Layer):  # type: ignore[misc]  # Keras has no types
+    """x / (1 + alpha / n * sum of x^2 over n channels around)^beta (Krizhevsky et al. 2012, section 3.3; as Caffe)."""
+
+    SIZE, ALPHA, BETA = 5, 1e-4, 0.75
+
+    def call(self, inputs: Tensor) -> Tensor:
+        """Normalised `inputs` (N, H, W, C)."""
+        half, channels = self.SIZE // 2, inputs.shape[-1]
+        squares = ops.pad(ops.square(inputs), [[0, 0], [0, 0], [0, 0], [half, half]])
+        total = sum(squares[..., shift : shift + channels] for shift in range(self.SIZE))
+        return inputs / (1 + total * (self.ALPHA / self.SIZE)) ** self.BETA
+
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
+        """That of the inputs."""
+        return input_shape
+
+
+@keras.saving.register_keras_serializable(package="fcn_ray")
+class GroupedConv2D(keras.layers.Conv2D):  # type: ignore[misc]  # Keras has no types
+    """Conv2D whose `groups` are convolved one after the other: TensorFlow has no grouped convolution for CPUs."""
+
+    def convolution_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
+        """Each group of input channels with its part of the kernel (k, k, in / groups, out)."""
+        parts = zip(ops.split(inputs, self.groups, axis=-1), ops.split(kernel, self.groups, axis=-1), strict=True)
+        convolve = super().convolution_op
+        return ops.concatenate([convolve(cells, weights) for cells, weights in parts], axis=-1)
 
 
 @keras.saving.register_keras_serializable(package="fcn_ray")
@@ -133,27 +174,3 @@ class SeededDropout(keras.layers.Layer):  # type: ignore[misc]  # Keras has no t
     def get_config(self) -> dict[str, Any]:
         """Arguments of the constructor."""
         return {**super().get_config(), "rate": self.rate, "seed": self.seed}
-
-
-def _stretch(x: Tensor, factor: int, axis: int) -> Tensor:
-    """`x` (N, H, W, C) upsampled along `axis` (1 or 2).
-
-    Output cell i * factor + p lies (p + 0.5) / factor - 0.5 input cells after the centre of cell i, so each of the
-    `factor` phases is one blend of the whole map with its neighbour before or after; they are interleaved at the end.
-    """
-    size = ops.shape(x)[axis]
-    before = ops.concatenate([_part(x, axis, 0, 1), _part(x, axis, 0, size - 1)], axis=axis)
-    after = ops.concatenate([_part(x, axis, 1, size), _part(x, axis, size - 1, size)], axis=axis)
-    phases = []
-    for phase in range(factor):
-        offset = (phase + 0.5) / factor - 0.5
-        neighbour = after if offset >= 0 else before
-        phases.append(x + (neighbour - x) * abs(offset))
-    shape = list(ops.shape(x))
-    shape[axis] = size * factor
-    return ops.reshape(ops.stack(phases, axis=axis + 1), shape)
-
-
-def _part(x: Tensor, axis: int, start: Tensor, stop: Tensor) -> Tensor:
-    """Rows (`axis` 1) or columns (`axis` 2) of `x` from `start` up to `stop`."""
-    return x[:, start:stop] if axis == 1 else x[:, :, start:stop]

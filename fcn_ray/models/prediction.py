@@ -11,46 +11,43 @@ from fcn_ray.config import Preprocessing
 from fcn_ray.models.layers import Tensor
 from fcn_ray.models.preprocessing import normalise
 
-PredictFn = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor, Tensor]]
+PredictFn = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
 def build_predict_fn(model: keras.Model, preprocessing: Preprocessing) -> PredictFn:
-    """Function (images, heights, widths) -> (masks, class_pixels, mean_confidence, min_class_confidence).
+    """Function (images, sizes, cores) -> (masks, class_pixels, class_confidence).
 
-    In: `images` uint8 RGB (N, H, W, 3), each at the top left of its place; `heights`, `widths` int32 (N,), their true
-    sizes. H and W are the multiples of 32 next above these: images that pad to the same size go together, then each has
-    the mask that it has alone. (Beyond them a network with biases is not zero, and the border would feel it.) What the
-    caller put outside an image does not matter.
+    In: `images` uint8 RGB (N, H, W, 3), whole images or tiles, each at the top left of its place; `sizes` int32 (N, 2),
+    their true heights and widths; `cores` int32 (N, 4), the first row and column and the end row and column of the part
+    that counts. H and W are the sizes rounded up to the grid of the network: images that pad to the same size go
+    together, then each has the mask that it has alone. (Beyond them a network with biases is not zero, and the border
+    would feel it.) What the caller put outside an image does not matter.
 
-    Out: `masks` uint8 (N, H, W), of no meaning outside the image; `class_pixels` int32 (N, K), pixels of each class
-    inside it; `mean_confidence` float32 (N,), mean softmax probability of the class that each pixel was given;
-    `min_class_confidence` float32 (N,), the same mean by class, of the least certain class in the mask.
+    Out: `masks` uint8 (N, H, W), of no meaning outside the image; `class_pixels` int32 (N, K), pixels of each class in
+    the core; `class_confidence` float32 (N, K), the sum over these pixels of the softmax probability of their class.
 
     Plain keras.ops; the caller compiles it.
     """
     num_classes = model.output_shape[-1]
 
-    def predict(images: Tensor, heights: Tensor, widths: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        inside = _inside(images, heights, widths)
+    def predict(images: Tensor, sizes: Tensor, cores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        inside = _inside(images, ops.concatenate([ops.zeros_like(sizes), sizes], axis=1))
         # The zeros of PadToStride are zeros after normalisation, so these must be too.
         logits = model(ops.where(inside[..., None], normalise(images, preprocessing), 0.0), training=False)
         masks = ops.cast(ops.argmax(logits, axis=-1), "uint8")
-        confidence = _top_probability(logits)
-        pixels, totals = _tally(masks, confidence, inside, num_classes)
-        mean = ops.sum(totals, axis=1) / ops.cast(ops.sum(pixels, axis=1), "float32")
-        # A class without pixels has no mean; 1 keeps it from being the smallest.
-        by_class = ops.where(pixels > 0, totals / ops.cast(ops.maximum(pixels, 1), "float32"), 1.0)
-        return masks, pixels, mean, ops.min(by_class, axis=1)
+        return masks, *_tally(masks, _top_probability(logits), _inside(images, cores), num_classes)
 
     return predict
 
 
-def _inside(images: Tensor, heights: Tensor, widths: Tensor) -> Tensor:
-    """(N, H, W) bool: pixels that belong to their image."""
+def _inside(images: Tensor, boxes: Tensor) -> Tensor:
+    """(N, H, W) bool: pixels in the box (first row, first column, end row, end column) of their image."""
     _, height, width, _ = ops.shape(images)
-    rows = ops.arange(height, dtype="int32")[None, :, None] < heights[:, None, None]
-    columns = ops.arange(width, dtype="int32")[None, None, :] < widths[:, None, None]
-    return ops.logical_and(rows, columns)
+    top, left, bottom, right = (boxes[:, side, None, None] for side in range(4))
+    rows = ops.arange(height, dtype="int32")[None, :, None]
+    columns = ops.arange(width, dtype="int32")[None, None, :]
+    in_rows = ops.logical_and(rows >= top, rows < bottom)
+    return ops.logical_and(in_rows, ops.logical_and(columns >= left, columns < right))
 
 
 def _top_probability(logits: Tensor) -> Tensor:
@@ -60,7 +57,7 @@ def _top_probability(logits: Tensor) -> Tensor:
 
 
 def _tally(masks: Tensor, confidence: Tensor, inside: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
-    """Pixels int32 and sums of confidence float32 by class, (N, K) each, inside the images.
+    """Pixels int32 and sums of confidence float32 by class, (N, K) each, of the pixels `inside`.
 
     Class by class: a one-hot map would be as large as the logits, and scattered sums would not be reproducible.
     """

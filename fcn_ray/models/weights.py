@@ -1,118 +1,113 @@
-"""Pretrained backbones: kernels and biases from a file with the layer names of keras-applications."""
+"""A network that starts from a classifier: its backbone, its dense layers as fc6 and fc7, the scale of each level."""
 
 from __future__ import annotations
 
-import io
-import zlib
-from collections.abc import Callable, Iterator
-from zipfile import BadZipFile
+import logging
+from typing import Any, Literal
 
-import h5py
 import keras
 import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
-from fcn_ray import storage
 from fcn_ray.errors import ConfigError
+from fcn_ray.models.fcn import backbone_layers
+from fcn_ray.models.weight_files import FC6_SIZES, IMAGENET, Weights, check_weights, convert_weights, read_weights
 
-Arrays = dict[str, NDArray[np.float32]]
-"""Kernels (height, width, in, out) and biases (out,) by "layer/kernel" and "layer/bias"."""
+logger = logging.getLogger(__name__)
 
-MAGNITUDES = {"scale_pool3": 512.0, "scale_pool4": 128.0, "scale_pool5": 8.0}
-"""Root mean square of VGG16's ImageNet features on photographs (measured on CamVid: 605, 112, 7), as powers of two.
+MAGNITUDES: dict[str, dict[str, float]] = {
+    "vgg16": {"scale_pool3": 512.0, "scale_pool4": 128.0, "scale_pool5": 8.0},
+    "alexnet_torchvision": {"scale_pool3": 1.0, "scale_pool4": 2.0, "scale_pool5": 1.0},
+}
+"""Root mean square of the ImageNet features on photographs, as powers of two: on CamVid VGG16's are 605, 112 and 7,
+those of torchvision's AlexNet 1.4, 2.4 and 1.0. Caffe's AlexNet is not measured.
 
 Unscaled, a step of one learning rate would move the scores of pool3 a hundred thousand times as far as those of a level
-of magnitude 1. The authors' at-once recipe scales for the same reason (pool4 by 0.01, pool3 by 0.0001).
+of magnitude 1. The levels of the other backbones come out of a normalisation: 1.
 """
 
+RELEASE_SCALES = {"scale_pool5/factor": 1.0, "scale_pool4/factor": 0.01, "scale_pool3/factor": 0.0001}
+"""Factors of the authors' at-once recipe (release, voc-fcn8s-atonce/net.py)."""
 
-def load_backbone_weights(model: keras.Model, source: str) -> list[str]:
-    """Set every backbone layer of `model` from `source`; the names of the layers set, from the image on.
+CLASSIFIERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "vgg16": ("VGG16", {}),
+    "resnet50": ("ResNet50", {}),
+    "mobilenetv3_large": ("MobileNetV3Large", {"include_preprocessing": False}),
+    "mobilenetv3_small": ("MobileNetV3Small", {"include_preprocessing": False}),
+}
+"""Function of keras.applications by backbone, and its options."""
 
-    `source` is a .npz (keys such as "block1_conv1/kernel", float16 or float32), a .h5 as keras-applications publishes
-    them, or "imagenet", which downloads those of Keras. The scale of each level is set so that the head reads features
-    of about 1 (MAGNITUDES); fc6, fc7 and the score layers stay as they are. Raises ConfigError when the file cannot be
-    read, lacks a layer, or was made for another shape; then nothing is set.
+
+def load_backbone_weights(
+    model: keras.Model, source: str, backbone: str, scales: Literal["features", "paper"] = "features"
+) -> list[str]:
+    """Set the layers of `model` that classifier weights have; the names of the layers set, from the image on.
+
+    `source` is a file (fcn_ray.models.weight_files), or "imagenet", which downloads those of keras-applications. That
+    is every layer of the backbone, and fc6 and fc7 where both hold the classifier's dense layers in their full size
+    (paper, section 4.1); a slimmer fc6 and fc7 stay random. The scale of each level becomes one over the magnitude of
+    its features (`scales` = "features"), or that of the release ("paper").
+
+    Raises ConfigError when the weights cannot be had, lack a layer, or are of another shape; then nothing is set.
     """
-    arrays = _read(source)
-    layers = [layer for layer in model.layers if layer.name.startswith("block") and layer.weights]
-    values = [[_fitting(arrays, weight, source) for weight in layer.weights] for layer in layers]
-    for layer, arrays_of_layer in zip(layers, values, strict=True):
-        layer.set_weights(arrays_of_layer)
-    for layer in model.layers:
-        if layer.name in MAGNITUDES:
-            layer.set_weights([np.float32(1 / MAGNITUDES[layer.name])])
+    weights = _download(model, backbone) if source == IMAGENET else read_weights(source, backbone)
+    layers = backbone_layers(model)
+    values = [[_fitting(weights, variable, source) for variable in layer.weights] for layer in layers]
+    head = [model.get_layer(name) for name in ("fc6", "fc7")]
+    if _fit(weights, head, source):
+        layers += head
+        values += [[weights.arrays[variable.path] for variable in layer.weights] for layer in head]
+    for layer, arrays in zip(layers, values, strict=True):
+        layer.set_weights(arrays)
+    # torchvision's VGG16 was trained on inputs of about 1, not of about 100 as the measured one.
+    measured = (backbone, weights.convention) != ("vgg16", "torchvision")
+    factors = RELEASE_SCALES if scales == "paper" else feature_scales(backbone) if measured else {}
+    for variable in model.weights:
+        if variable.path in factors:
+            variable.assign(factors[variable.path])
     return [layer.name for layer in layers]
 
 
-def _fitting(arrays: Arrays, weight: keras.Variable, source: str) -> NDArray[np.float32]:
-    """The array for `weight`."""
-    if weight.path not in arrays:
-        found = ", ".join(sorted(arrays)[:4]) or "nothing"
+def _fitting(weights: Weights, variable: keras.Variable, source: str) -> NDArray[np.float32]:
+    """The array for `variable`."""
+    if variable.path not in weights.arrays:
         raise ConfigError(
-            f"model.weights {source}: {weight.path} is missing; found {len(arrays)} arrays ({found}, ...). "
-            "Expected the layer names of keras-applications; give another file or null"
+            f"model.weights {source}: {variable.path} is missing; found {len(weights.arrays)} arrays "
+            f"({sorted(weights.arrays)[:4]}). Give another file or null"
         )
-    array = arrays[weight.path]
-    if array.shape != tuple(weight.shape):
+    array, shape = weights.arrays[variable.path], tuple(variable.shape)
+    if array.shape != shape:
         raise ConfigError(
-            f"model.weights {source}: {weight.path} has shape {array.shape}, the network needs {tuple(weight.shape)}. "
+            f"model.weights {source}: {variable.path} has shape {array.shape}, the network needs {shape}. "
             "Pretrained backbones fit model.width 1.0 only; set that, or model.weights to null"
         )
-    if not np.isfinite(array).all():
-        raise ConfigError(f"model.weights {source}: {weight.path} holds NaN or infinite values; get the file again")
     return array
 
 
-def _read(source: str) -> Arrays:
-    if source == "imagenet":
-        return _download()
-    suffix = source.rsplit(".", 1)[-1].lower()
-    if suffix not in READERS:
-        raise ConfigError(f'model.weights {source}: expected a .npz or .h5 file, or "imagenet"')
-    if not storage.is_file(source):
-        raise ConfigError(f"model.weights {source}: there is no such file")
+def _fit(weights: Weights, head: list[keras.layers.Layer], source: str) -> bool:
+    """True when the dense layers of the classifier are there and as large as those of the network."""
+    shapes = {variable.path: tuple(variable.shape) for layer in head for variable in layer.weights}
+    found = {name: weights.arrays[name].shape for name in shapes if name in weights.arrays}
+    if found and found != shapes:
+        logger.info("%s: fc6 and fc7 stay random: they are %s, those of the classifier %s", source, shapes, found)
+    return found == shapes
+
+
+def feature_scales(backbone: str) -> dict[str, float]:
+    """One over the magnitude of the pretrained features of each level, by the path of its factor."""
+    return {f"{name}/factor": 1 / magnitude for name, magnitude in MAGNITUDES.get(backbone, {}).items()}
+
+
+def _download(model: keras.Model, backbone: str) -> Weights:
+    check_weights(IMAGENET, backbone)
+    name, options = CLASSIFIERS[backbone]
+    with_dense = backbone in FC6_SIZES and model.get_layer("fc6").filters == 4096
     try:
-        return READERS[suffix](storage.read_bytes(source))
-    except (ValueError, TypeError, KeyError, OSError, EOFError, RuntimeError, BadZipFile, zlib.error) as error:
-        raise ConfigError(f"model.weights {source}: not a readable .{suffix} file ({error}); get it again") from error
-
-
-def _read_npz(data: bytes) -> Arrays:
-    with np.load(io.BytesIO(data), allow_pickle=False) as file:
-        return {key: np.asarray(file[key], np.float32) for key in file.files}
-
-
-def _read_h5(data: bytes) -> Arrays:
-    """Datasets of a legacy Keras file: one group per layer, the kernel is told from the bias by its rank."""
-    arrays: Arrays = {}
-    with h5py.File(io.BytesIO(data), "r") as file:
-        root = file.get("model_weights", file)
-        for layer in root:
-            for dataset in _datasets(root[layer]):
-                arrays[f"{layer}/{'bias' if dataset.ndim == 1 else 'kernel'}"] = np.asarray(dataset, np.float32)
-    return arrays
-
-
-def _datasets(node: h5py.Group | h5py.Dataset) -> Iterator[h5py.Dataset]:
-    if isinstance(node, h5py.Dataset):
-        yield node
-        return
-    for child in node.values():
-        yield from _datasets(child)
-
-
-READERS: dict[str, Callable[[bytes], Arrays]] = {"npz": _read_npz, "h5": _read_h5}
-"""Readers by the end of the file's name. None of them runs code from the file."""
-
-
-def _download() -> Arrays:
-    try:
-        classifier = keras.applications.VGG16(include_top=False, weights="imagenet")
+        classifier = getattr(keras.applications, name)(include_top=with_dense, weights="imagenet", **options)
     except Exception as error:  # Keras raises a bare Exception when the download fails
         raise ConfigError(
             f"model.weights imagenet: the download failed ({error}). Without a network, set model.weights to a local "
-            ".npz or .h5 file with the layer names of keras-applications"
+            ".npz, .h5, .keras or .safetensors file"
         ) from error
-    return {weight.path: ops.convert_to_numpy(weight) for weight in classifier.weights}
+    return convert_weights({v.path: ops.convert_to_numpy(v) for v in classifier.weights}, backbone, IMAGENET)

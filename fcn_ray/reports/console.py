@@ -72,6 +72,14 @@ def print_settings(rows: Sequence[tuple[str, str, str]]) -> None:
         say(f"{key:<{width}}  {default:<12}  {meaning}")
 
 
+def print_facts(facts: Iterable[tuple[str, str]]) -> None:
+    """(name, value) pairs as two columns."""
+    rows = list(facts)
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        say(f"{name:<{width}}  {value}")
+
+
 def percent(value: float | None) -> str:
     """0.8512 -> "85.1 %"; a class that does not occur has no value."""
     return "-" if value is None or math.isnan(value) else f"{100 * value:.1f} %"

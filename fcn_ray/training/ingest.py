@@ -168,13 +168,13 @@ def read_rows(read: Read, columns: Columns) -> pa.Table:
             piece.row_group, columns=[columns.image, columns.mask]
         )
         keys = [f"{piece.key}#{piece.first_row + row}" for row in range(piece.n_rows)]
-        image, label = (_encoded(table[name], piece, name) for name in (columns.image, columns.mask))
+        image, label = (encoded(table[name], piece, name) for name in (columns.image, columns.mask))
         tables.append(pa.table({IMAGE: image, LABEL: label, KEY: keys}))
     offsets = np.cumsum([0] + [piece.n_rows for piece in read.pieces])
     return pa.concat_tables(tables).take(offsets[read.rows[:, 0]] + read.rows[:, 1])
 
 
-def _encoded(column: pa.ChunkedArray, piece: Piece, name: str) -> pa.ChunkedArray:
+def encoded(column: pa.ChunkedArray, piece: Piece, name: str) -> pa.ChunkedArray:
     """The bytes of a binary, large_binary or HF image struct column."""
     if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
         column = pa.chunked_array([chunk.field("bytes") for chunk in column.chunks])
@@ -197,14 +197,20 @@ def decode_sample(row: dict[str, Any], labels: LabelSet, max_pixels: int) -> tup
         raise DataError(
             f"{key}: image is {_size(image)} pixels, its mask {_size(label)}: they must be equal (resize with nearest)"
         )
-    present = np.flatnonzero(np.bincount(label.ravel(), minlength=256))
-    wrong = [int(i) for i in present if i >= len(labels) and i != labels.ignore_id]
+    count_pixels(label, labels, key)
+    return image, label
+
+
+def count_pixels(label: np.ndarray, labels: LabelSet, key: str) -> np.ndarray:
+    """Pixels (K,) of each class in a uint8 label (H, W). Raises DataError that names the row for any other id."""
+    pixels = np.bincount(label.ravel(), minlength=256)
+    wrong = [int(i) for i in np.flatnonzero(pixels) if i >= len(labels) and i != labels.ignore_id]
     if wrong:
         raise DataError(
             f"{key}: mask holds class ids {wrong}, expected 0..{len(labels) - 1} or {labels.ignore_id} (ignore): "
             "map them to classes or to the ignore id"
         )
-    return image, label
+    return pixels[: len(labels)]
 
 
 def _size(array: np.ndarray) -> str:

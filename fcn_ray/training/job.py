@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import ray
@@ -16,10 +16,12 @@ from ray.util.queue import Empty, Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fcn_ray import cluster, storage
-from fcn_ray.config import TrainConfig, dump_config
+from fcn_ray.config import TrainConfig
+from fcn_ray.config_text import dump_config
 from fcn_ray.errors import IncompleteError
 from fcn_ray.reports.progress import format_duration
 from fcn_ray.training.checkpoints import load_newest
+from fcn_ray.training.frequencies import find_class_weights
 from fcn_ray.training.preflight import Job, prepare
 
 logger = logging.getLogger(__name__)
@@ -60,6 +62,7 @@ def train(
     wanted = workers.count * workers.cpus + INGEST_CPUS
     cluster.connect(job.config.address, cpus=wanted, verbose=verbose)
     cluster.require(workers.count, cpus=workers.cpus, gpus=workers.gpus, spare_cpus=INGEST_CPUS, purpose="workers")
+    job = _with_class_weights(job)
     storage.replace(storage.join(job.config.out, "config.yaml"), dump_config(job.config).encode())
     told: dict[str, dict[str, Any]] = {}
 
@@ -76,6 +79,7 @@ def train(
             "network": f"FCN-{job.spec.variant} {job.spec.backbone}",
             "images": sum(piece.n_rows for piece in job.train_pieces),
             "steps": job.config.epochs * job.steps_per_epoch,
+            "class_weights": job.class_weights,
         }
     )
     for failures in range(workers.max_failures + 1):
@@ -97,6 +101,19 @@ def train(
     if done is None:
         raise IncompleteError(f"the workers ended without a bundle in {job.config.out}: the same with --resume goes on")
     return TrainReport(done["folder"], done["digest"], done["epoch"], done["metrics"], time.monotonic() - start)
+
+
+def _with_class_weights(job: Job) -> Job:
+    """The job with the class weights that its training labels give, when it asks for those."""
+    kind = job.config.loss.class_weights
+    if isinstance(kind, tuple) or kind == "none":
+        return job
+    try:
+        return replace(job, class_weights=find_class_weights(kind, job.train_pieces, job.columns, job.labels))
+    except Exception as error:
+        if own := cluster.find_own_error(error):
+            raise own from error
+        raise
 
 
 def _keep_curve(out: str, record: dict[str, Any]) -> None:

@@ -18,15 +18,16 @@ import numpy as np
 import ray.train
 import tensorflow as tf
 
-from fcn_ray.bundle import save_bundle
+from fcn_ray.bundle import load_bundle, save_bundle
 from fcn_ray.config import TrainConfig
 from fcn_ray.errors import BundleError, DivergedError, StorageError
 from fcn_ray.images.geometry import pad_batch, padded_size
-from fcn_ray.models.fcn import build_fcn
-from fcn_ray.models.losses import cross_entropy_sum
+from fcn_ray.models.fcn import backbone_layers, build_fcn
+from fcn_ray.models.losses import build_loss
 from fcn_ray.models.metrics import Scores, confusion_matrix, scores
 from fcn_ray.models.prediction import build_predict_fn
 from fcn_ray.models.preprocessing import normalise
+from fcn_ray.models.surgery import grow
 from fcn_ray.models.weights import load_backbone_weights
 from fcn_ray.training import ingest
 from fcn_ray.training.checkpoints import (
@@ -55,6 +56,8 @@ class Replica:
     optimizer: keras.optimizers.Optimizer
     rank: int
     world: int
+    pretrained: frozenset[str] = frozenset()
+    """Names of the layers that have learned before: they take smaller steps."""
 
     def arrays(self) -> Arrays:
         """Every variable by name: the whole state of training."""
@@ -133,18 +136,32 @@ def build_replica(job: Job) -> Replica:
     )
     strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     with strategy.scope():
-        model = build_fcn(job.spec, precision=config.precision, seed=config.seed)
-        if config.model.weights:
-            load_backbone_weights(model, config.model.weights)
-        optimizer = build_optimizer(config, job.steps_per_epoch)
+        model, pretrained = build_network(job)
+        optimizer = build_optimizer(config, job.steps_per_epoch, model, pretrained)
         optimizer.build(model.trainable_variables)
-    return Replica(strategy, model, optimizer, rank, world)
+    return Replica(strategy, model, optimizer, rank, world, pretrained)
 
 
-def build_optimizer(config: TrainConfig, steps_per_epoch: int) -> keras.optimizers.Optimizer:
+def build_network(job: Job) -> tuple[keras.Model, frozenset[str]]:
+    """The network as it is before the first step, and the names of its layers that have learned before."""
+    settings, precision, seed = job.config.model, job.config.precision, job.config.seed
+    if settings.start:
+        bundle = load_bundle(settings.start)
+        model, _ = grow(bundle.build(), bundle.spec, job.spec.variant, precision=precision, seed=seed)
+        return model, frozenset(layer.name for layer in backbone_layers(model))
+    model = build_fcn(job.spec, precision=precision, seed=seed)
+    if settings.weights:
+        return model, frozenset(load_backbone_weights(model, settings.weights, settings.backbone, settings.scales))
+    return model, frozenset()
+
+
+def build_optimizer(
+    config: TrainConfig, steps_per_epoch: int, model: keras.Model, pretrained: frozenset[str]
+) -> keras.optimizers.Optimizer:
     """SGD with momentum, poly schedule and decay of kernels.
 
-    Biases do not decay (release's recipe), nor do pretrained kernels, which learn at another rate than the decay knows.
+    Biases do not decay (release's recipe), nor the factors of normalisations, nor `pretrained` layers, which learn at
+    another rate than the decay knows.
     """
     settings = config.optimizer
     optimizer = keras.optimizers.SGD(
@@ -152,7 +169,9 @@ def build_optimizer(config: TrainConfig, steps_per_epoch: int) -> keras.optimize
         momentum=settings.momentum,
         weight_decay=settings.weight_decay or None,
     )
-    optimizer.exclude_from_weight_decay(var_names=["bias", "block"] if config.model.weights else ["bias"])
+    optimizer.exclude_from_weight_decay(
+        var_list=[v for v in model.trainable_variables if len(v.shape) < 2 or _layer_name(v) in pretrained]
+    )
     return optimizer
 
 
@@ -161,20 +180,25 @@ def build_step(replica: Replica, job: Job) -> Step:
 
     Returns the loss over all workers' valid pixels, float32.
     """
-    model, optimizer, ignore_id = replica.model, replica.optimizer, job.labels.ignore_id
-    factors = [_rate_factor(variable.path, job.config) for variable in model.trainable_variables]
+    model, optimizer = replica.model, replica.optimizer
+    loss_of = build_loss(job.config.loss, len(job.labels), job.labels.ignore_id, job.class_weights)
+    # SGD is linear in the gradient: a factor on it is one on the rate.
+    slow = job.config.optimizer.backbone_rate
+    factors = [slow if _layer_name(v) in replica.pretrained else 1.0 for v in model.trainable_variables]
 
     def on_replica(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         context = tf.distribute.get_replica_context()
         with tf.GradientTape() as tape:
             logits = model(normalise(images, job.preprocessing), training=True)
-            loss_sum, valid = cross_entropy_sum(tf.cast(labels, tf.int32), logits, ignore_id)
-            valid = context.all_reduce(tf.distribute.ReduceOp.SUM, valid)
-            loss = loss_sum / tf.maximum(valid, 1.0)
+            local = loss_of.terms(labels, logits)
+            total = context.all_reduce(tf.distribute.ReduceOp.SUM, tf.stop_gradient(local))
+            # The value of the sum over the workers with the gradient of this one's part: apply_gradients adds up the
+            # parts. (The gradient of all_reduce would add them up once more.)
+            loss = loss_of.combine(total + (local - tf.stop_gradient(local)))
         gradients = tape.gradient(loss, [v.value for v in model.trainable_variables])
         gradients = [gradient * factor for gradient, factor in zip(gradients, factors, strict=True)]
         optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
-        return context.all_reduce(tf.distribute.ReduceOp.SUM, loss)
+        return loss
 
     def step(images: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
         return replica.strategy.run(on_replica, args=(images, labels))
@@ -185,9 +209,9 @@ def build_step(replica: Replica, job: Job) -> Step:
     return compiled
 
 
-def _rate_factor(path: str, config: TrainConfig) -> float:
-    """Of a variable's learning rate; SGD is linear in the gradient, which is where the factor goes."""
-    return config.optimizer.backbone_rate if config.model.weights and path.startswith("block") else 1.0
+def _layer_name(variable: keras.Variable) -> str:
+    name: str = variable.path.partition("/")[0]
+    return name
 
 
 def train_epoch(replica: Replica, step: Step, job: Job, epoch: int, tell: Tell) -> dict[str, float]:
@@ -244,8 +268,9 @@ def validate(replica: Replica, predict: Callable[..., Any], job: Job) -> Scores:
             row = dict(zip(batch, values, strict=True))
             image, label = ingest.decode_sample(row, job.labels, job.config.max_pixels)
             height, width = label.shape
-            padded = pad_batch([image], *padded_size(height, width))
-            mask = predict(padded, np.array([height], np.int32), np.array([width], np.int32))[0][0, :height, :width]
+            padded = pad_batch([image], *padded_size(height, width, job.spec.grid))
+            sizes, cores = np.array([[height, width]], np.int32), np.array([[0, 0, height, width]], np.int32)
+            mask = predict(padded, sizes, cores)[0][0, :height, :width]
             total += confusion_matrix(label, np.asarray(mask), len(job.labels), job.labels.ignore_id)
     return scores(_sum_over_workers(replica.strategy, total))
 
@@ -274,6 +299,7 @@ def publish(replica: Replica, job: Job, tell: Tell) -> None:
         "epoch": best.epoch,
         "metrics": best.metrics.get("val", {}),
         "config": job.config.model_dump(mode="json"),
+        "class_weights": job.class_weights,
     }
     parts = (replica.model, job.spec, job.labels, job.preprocessing, metadata)
     try:

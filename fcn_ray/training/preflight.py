@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from fcn_ray import storage
-from fcn_ray.config import CAFFE_PREPROCESSING, ModelSpec, Preprocessing, TrainConfig
+from fcn_ray.bundle import load_bundle
+from fcn_ray.config import VARIANTS, ModelSpec, Preprocessing, TrainConfig
 from fcn_ray.errors import ConfigError, DataError, ForeignOutputError
 from fcn_ray.labels import LabelSet
+from fcn_ray.models.weight_files import IMAGENET, check_weights
 from fcn_ray.training import ingest
 from fcn_ray.training.checkpoints import list_checkpoints
 
@@ -36,6 +38,8 @@ class Job:
     settings: str
     """Digest of what the weights depend on: a checkpoint with another one is not gone on from."""
     data_digest: str
+    class_weights: tuple[float, ...] | None
+    """Of the loss, by class id. None: it has none, or those of the frequencies, which `train` counts once connected."""
 
 
 def prepare(config: TrainConfig) -> Job:
@@ -55,41 +59,71 @@ def prepare(config: TrainConfig) -> Job:
     data_digest = _digest([(p.key, p.row_group, p.n_rows, p.n_bytes) for p in train.pieces])
     settings = _digest(
         # Not what may change on the way: the rate after a divergence, the epochs, the workers, where things are.
-        config.model_dump(mode="json", include={"model", "augment", "batch_size", "seed", "max_pixels"})
+        config.model_dump(mode="json", include={"model", "augment", "loss", "batch_size", "seed", "max_pixels"})
         | {"labels": labels.to_json(), "data": data_digest}
     )
     _check_output(config, settings)
     for collection in (train, val):
         if collection:
             _check_samples(collection.pieces, columns, labels, config.max_pixels)
+    spec, preprocessing = _choose_network(config, labels)
     return Job(
         config=config,
-        spec=ModelSpec.from_config(config.model, len(labels)),
+        spec=spec,
         labels=labels,
-        preprocessing=CAFFE_PREPROCESSING if config.model.weights else Preprocessing(),
+        preprocessing=preprocessing,
         columns=columns,
         train_pieces=train.pieces,
         val_pieces=val.pieces if val else (),
         steps_per_epoch=train.n_rows // config.batch_size,
         settings=settings,
         data_digest=data_digest,
+        class_weights=_given_class_weights(config, labels),
     )
 
 
 def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
     weights = config.model.weights
-    if weights and weights != "imagenet":
+    if weights and weights != IMAGENET:
         if not storage.is_file(weights):
-            raise ConfigError(f'model.weights = {weights!r}: no such file; give a .npz or .h5 file, or "imagenet"')
+            raise ConfigError(f"model.weights = {weights!r}: no such file; give one, {IMAGENET!r}, or null")
         weights = storage.absolute(weights)
+    start = storage.absolute(config.model.start) if config.model.start else None
     return config.model_copy(
         update={
             "data": storage.absolute(config.data),
             "val": storage.absolute(config.val) if config.val else None,
             "out": storage.absolute(config.out),
-            "model": config.model.model_copy(update={"weights": weights}),
+            "model": config.model.model_copy(update={"weights": weights, "start": start}),
         }
     )
+
+
+def _choose_network(config: TrainConfig, labels: LabelSet) -> tuple[ModelSpec, Preprocessing]:
+    """The network to train and what its first layer expects: of the settings, or of the bundle to start from."""
+    settings = config.model
+    if settings.start is None:
+        return ModelSpec.from_config(settings, len(labels)), check_weights(settings.weights, settings.backbone)
+    bundle = load_bundle(settings.start)
+    if bundle.labels.names != labels.names:
+        raise ConfigError(
+            f"model.start {settings.start} knows the classes {list(bundle.labels.names)}, {config.data} has "
+            f"{list(labels.names)}: start from a bundle of the same classes, or from weights"
+        )
+    for name in sorted(settings.model_fields_set & bundle.spec.model_fields_set - {"variant"}):
+        if getattr(settings, name) != (given := getattr(bundle.spec, name)):
+            raise ConfigError(
+                f"model.{name} = {getattr(settings, name)!r}, but model.start {settings.start} has {given!r}: leave it "
+                "out, since only the variant may change"
+            )
+    finer = "variant" in settings.model_fields_set
+    spec = bundle.spec.model_copy(update={"variant": settings.variant if finer else bundle.spec.variant})
+    if VARIANTS.index(spec.variant) < VARIANTS.index(bundle.spec.variant):
+        raise ConfigError(
+            f"model.variant {spec.variant} is coarser than the {bundle.spec.variant} of model.start {settings.start}: "
+            f"a network grows {' -> '.join(VARIANTS)}"
+        )
+    return spec, bundle.preprocessing
 
 
 def _find_labels(config: TrainConfig, train: ingest.Collection) -> LabelSet:
@@ -101,6 +135,18 @@ def _find_labels(config: TrainConfig, train: ingest.Collection) -> LabelSet:
             "give them in the order of their ids, as classes: [sky, road, ...]"
         )
     return train.labels
+
+
+def _given_class_weights(config: TrainConfig, labels: LabelSet) -> tuple[float, ...] | None:
+    weights = config.loss.class_weights
+    if not isinstance(weights, tuple):
+        return None
+    if len(weights) != len(labels):
+        raise ConfigError(
+            f"loss.class_weights has {len(weights)} numbers for {len(labels)} classes: "
+            f"give one for each of {list(labels.names)}, in this order"
+        )
+    return weights
 
 
 def _check_output(config: TrainConfig, settings: str) -> None:

@@ -20,7 +20,8 @@ import pytest
 from PIL import Image
 
 from fcn_ray.bundle import load_bundle
-from fcn_ray.config import SegmentConfig, load_config
+from fcn_ray.config import SegmentConfig
+from fcn_ray.config_text import load_config
 from fcn_ray.errors import BundleError, ConfigError, ForeignOutputError, ResourceError
 from fcn_ray.images.codec import encode_image
 from fcn_ray.inference.job import segment
@@ -110,6 +111,19 @@ def test_one_image_in_one_row_out_then_again_then_more(mixed: Path, tmp_path: Pa
         added.unlink()
     assert (more.labelled, more.skipped) == (1, 15)
     assert {name: _stamps(output)[name] for name in before} == before
+    assert audit(str(output)).ok
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_status_that_cannot_be_written_stops_no_job(
+    tmp_path: Path, tiny_bundle: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    source, output = pictures.write_parquet(tmp_path / "in.parquet", 3), tmp_path / "masks"
+    run = segment(_config(source, output, tiny_bundle), dry_run=True).run
+    (Path(run) / "status.json").mkdir(parents=True)  # a folder in its place
+    report = segment(_config(source, output, tiny_bundle))
+    assert (report.run, report.labelled, report.statuses) == (run, 3, {"ok": 3})
+    assert f"status.json is not current: {run}/status.json cannot be written" in caplog.text
     assert audit(str(output)).ok
 
 

@@ -1,16 +1,22 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from fcn_ray.bundle import load_bundle
+from fcn_ray.bundle import load_bundle, save_bundle
+from fcn_ray.config import ModelSpec, Preprocessing
 from fcn_ray.errors import BundleError
-from fcn_ray.inference.predictor import Predictor
+from fcn_ray.inference.predictor import Prediction, Predictor
 from fcn_ray.inference.stages import PIXELS
+from fcn_ray.labels import LabelSet
 from fcn_ray.tables import schema
+from tests.networks import tiny_model, tiny_spec
 
 pytestmark = pytest.mark.keras
 
@@ -38,7 +44,12 @@ def images() -> list[np.ndarray | None]:
 
 @pytest.fixture(scope="module")
 def predictor(tiny_bundle: Path) -> Predictor:
-    return Predictor(str(tiny_bundle), load_bundle(str(tiny_bundle)).digest, threads=0, batch_pixels=3 * 64 * 64)
+    return make_predictor(tiny_bundle, batch_pixels=3 * 64 * 64)
+
+
+def make_predictor(bundle: Path, batch_pixels: int = 1_600_000, tile_pixels: int = 2_097_152) -> Predictor:
+    digest = load_bundle(str(bundle)).digest
+    return Predictor(str(bundle), digest, threads=0, batch_pixels=batch_pixels, tile_pixels=tile_pixels)
 
 
 def test_every_image_has_the_mask_that_it_has_alone(predictor: Predictor, images: list[np.ndarray | None]) -> None:
@@ -66,25 +77,25 @@ def test_counts_and_confidences_belong_to_the_mask(predictor: Predictor, images:
 def test_an_image_that_fails_takes_no_other_with_it(predictor: Predictor, images: list[np.ndarray | None]) -> None:
     good, bad = images[0], np.full((40, 50, 3), 13, np.uint8)
     assert good is not None
-    whole = predictor._predict
+    network = predictor._network
 
-    def fails_on_thirteen(batch: np.ndarray, heights: np.ndarray, widths: np.ndarray) -> object:
+    def fails_on_thirteen(batch: np.ndarray, *boxes: np.ndarray) -> object:
         if (batch[:, 0, 0, 0] == 13).any():
             raise MemoryError("no room for thirteen")
-        return whole(batch, heights, widths)
+        return network.predict(batch, *boxes)
 
-    predictor._predict = fails_on_thirteen  # type: ignore[assignment]
+    predictor._network = replace(network, predict=fails_on_thirteen)
     try:
         table = predictor(_decoded([good, bad, good]))
     finally:
-        predictor._predict = whole
+        predictor._network = network
     assert table[schema.STATUS].to_pylist() == ["ok", "predict", "ok"]
     assert table[schema.ERROR].to_pylist() == [None, "MemoryError: no room for thirteen", None]
     assert table[schema.MASK][1].as_py() is None
 
 
 def test_another_bundle_than_planned_is_refused(tiny_bundle: Path) -> None:
-    other = Predictor(str(tiny_bundle), "0000", threads=0, batch_pixels=1)
+    other = Predictor(str(tiny_bundle), "0000", threads=0, batch_pixels=1, tile_pixels=1)
     with pytest.raises(BundleError, match="the job was planned with 0000"):
         other(_decoded([None]))
 
@@ -95,6 +106,101 @@ def test_a_broken_device_is_no_fault_of_the_images(
     def broken(*_: np.ndarray) -> object:
         raise RuntimeError("device lost")
 
-    monkeypatch.setattr(predictor, "_predict", broken)
+    monkeypatch.setattr(predictor, "_network", replace(predictor._network, predict=broken))
     with pytest.raises(RuntimeError, match="device lost"):
         predictor(_decoded(images))
+
+
+# --------------------------------------------------------------------------------------------------------- tiles
+
+
+TILE_PIXELS = 640 * 640
+
+
+@pytest.fixture(scope="module")
+def large() -> np.ndarray:
+    """A picture with structure of every size, so that tiles have something to disagree about."""
+    rng = np.random.default_rng(4)
+    coarse = rng.integers(0, 255, (26, 30, 3)).repeat(32, 0).repeat(32, 1)[:813, :937]
+    return np.clip(coarse + rng.normal(scale=40, size=coarse.shape), 0, 255).astype(np.uint8)
+
+
+def test_tiles_give_the_mask_of_the_whole_image(tiny_bundle: Path, large: np.ndarray) -> None:
+    whole, tiled = make_predictor(tiny_bundle), make_predictor(tiny_bundle, tile_pixels=TILE_PIXELS)
+    assert len(tiled._plan(*large.shape[:2])) > 3
+    (expected,), (found,) = whole.predict([large]), tiled.predict([large])
+    assert isinstance(expected, Prediction)
+    assert isinstance(found, Prediction)
+    assert (found.mask == expected.mask).mean() >= 0.9999  # the contract; float32 rounds by the size of the batch
+    assert len(np.unique(expected.mask)) > 1
+    assert found.class_pixels.tolist() == np.bincount(found.mask.ravel(), minlength=3).tolist()
+    assert found.mean_confidence == pytest.approx(expected.mean_confidence, rel=1e-5)
+    assert found.min_class_confidence == pytest.approx(expected.min_class_confidence, rel=1e-5)
+    (again,) = make_predictor(tiny_bundle, batch_pixels=2 * TILE_PIXELS, tile_pixels=TILE_PIXELS).predict([large])
+    assert isinstance(again, Prediction)
+    assert np.array_equal(again.mask, found.mask), "equal tiles give equal masks, however they are batched"
+
+
+def test_too_small_a_halo_would_show(tiny_bundle: Path, large: np.ndarray) -> None:
+    predictor = make_predictor(tiny_bundle, tile_pixels=TILE_PIXELS)
+    (exact,) = predictor.predict([large])
+    predictor._network = replace(predictor._network, halo=32)
+    (close,) = predictor.predict([large])
+    assert isinstance(exact, Prediction)
+    assert isinstance(close, Prediction)
+    assert not np.array_equal(close.mask, exact.mask)
+
+
+def test_a_batch_of_eight_and_one_of_one_agree(tiny_bundle: Path) -> None:
+    images = list(np.random.default_rng(2).integers(0, 255, (8, 96, 128, 3), np.uint8))
+    together = make_predictor(tiny_bundle, batch_pixels=8 * 96 * 128).predict(images)
+    alone = make_predictor(tiny_bundle, batch_pixels=1).predict(images)
+    for left, right in zip(together, alone, strict=True):
+        assert isinstance(left, Prediction)
+        assert isinstance(right, Prediction)
+        assert (left.mask == right.mask).mean() >= 0.9999
+
+
+def save_random(folder: Path, spec: ModelSpec) -> Path:
+    labels = LabelSet.from_names([f"class {index}" for index in range(spec.num_classes)])
+    save_bundle(str(folder), tiny_model(spec), spec, labels, Preprocessing(), {})
+    return folder
+
+
+def test_a_network_without_tiles_says_so_in_the_row(tmp_path: Path, large: np.ndarray) -> None:
+    bundle = save_random(tmp_path / "bundle", tiny_spec(backbone="mobilenetv3_small"))
+    predictor = make_predictor(bundle, tile_pixels=TILE_PIXELS)
+    table = predictor(_decoded([large[:40, :50], large]))
+    assert table[schema.STATUS].to_pylist() == ["ok", "predict"]
+    error = table[schema.ERROR][1].as_py()
+    assert "937x813 pixels is larger than predict.tile_pixels 409600" in error
+    assert "statistics of the whole image" in error
+
+
+def test_paper_geometry_batches_equal_sizes_only(tmp_path: Path) -> None:
+    """Zeros beside an image would be part of its pad of 100, and longer than it."""
+    predictor = make_predictor(save_random(tmp_path / "bundle", tiny_spec(geometry="paper")))
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 255, (*size, 3), np.uint8) for size in ((40, 50), (41, 50), (40, 50))]
+    together = predictor.predict(images)
+    for image, found in zip(images, together, strict=True):
+        (alone,) = predictor.predict([image])
+        assert isinstance(found, Prediction)
+        assert isinstance(alone, Prediction)
+        assert np.array_equal(found.mask, alone.mask)
+
+
+@pytest.mark.slow
+def test_an_image_of_67_million_pixels_is_predicted_in_little_memory(tiny_bundle: Path) -> None:
+    """8192 x 8192 in a process of its own: its peak is that of a tile, not of the image's activations."""
+    code = (
+        "import resource, sys, numpy as np\n"
+        "from tests.inference.test_predictor import make_predictor\n"
+        "from pathlib import Path\n"
+        "image = np.random.default_rng(0).integers(0, 255, (8192, 8192, 3), np.uint8)\n"
+        "found, = make_predictor(Path(sys.argv[1])).predict([image])\n"
+        "assert found.class_pixels.sum() == 8192 ** 2\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", code, str(tiny_bundle)], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 4096, "MiB"

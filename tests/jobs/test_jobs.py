@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import yaml
 
-from fcn_ray.config import SegmentConfig, TrainConfig, load_config
+from fcn_ray.config import SegmentConfig, TrainConfig
+from fcn_ray.config_text import load_config
 from fcn_ray.tables.audit import audit
 from tests import pictures
 
@@ -113,7 +114,9 @@ def dashboard(tmp_path: Path) -> Iterator[str]:
 @pytest.mark.slow
 def test_jobs_segment_runs_under_ray_job_submit(dashboard: str, tmp_path: Path, tiny_bundle: Path) -> None:
     source, output = pictures.write_parquet(tmp_path / "in.parquet", 6), tmp_path / "masks"
-    submit = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", dashboard, "--"]
+    submit = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--address", dashboard]
+    own = {"env_vars": {"TF_CPP_MIN_LOG_LEVEL": "1"}}  # a name that we set too: Ray refuses to be told twice
+    submit += ["--runtime-env-json", json.dumps(own), "--"]
     job = [sys.executable, str(ROOT / "jobs/segment.py"), str(source), str(output), "--model", str(tiny_bundle)]
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled"}
     result = subprocess.run([*submit, *job], capture_output=True, text=True, timeout=280, env=environment, check=False)

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from fcn_ray.config import ModelSpec
+from fcn_ray.config import PAPER_BACKBONES, ModelSpec
 from fcn_ray.models.backbones import BACKBONES
 from fcn_ray.models.fcn import build_fcn, count_parameters
-from fcn_ray.models.layers import Upsample
-from tests.networks import tiny_model, tiny_spec, weight_arrays
+from fcn_ray.models.layers import CropLike
+from fcn_ray.models.surgery import transplant
+from fcn_ray.models.upsampling import Deconvolution, Upsample
+from tests.networks import any_size, tiny_model, tiny_spec, weight_arrays
 
 pytestmark = pytest.mark.keras
 
@@ -23,17 +26,46 @@ def image(*size: int) -> np.ndarray:
     return np.random.default_rng(1).normal(size=(*size, 3)).astype(np.float32)
 
 
+SIDES = [*range(1, 71), *range(485, 517)]
+"""Every size up to 70, and every residue of the grid around 500, along both axes: rows and columns do not mix."""
+
+
+def assert_sizes(model: keras.Model, sizes: list[tuple[int, int]]) -> None:
+    forward = any_size(model)
+    for height, width in sizes:
+        logits = forward(image(1, height, width))
+        assert logits.shape == (1, height, width, 4)
+        assert logits.dtype == tf.float32
+        assert np.isfinite(logits).all()
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_logits_are_as_large_as_the_image(backbone: str, variant: str) -> None:
-    model = tiny_model(tiny_spec(backbone=backbone, variant=variant))
-    signature = [tf.TensorSpec((None, None, None, 3), tf.float32)]
-    forward = tf.function(lambda images: model(images, training=False), input_signature=signature)
-    for height, width in SIZES:
-        logits = forward(image(2, height, width))
-        assert logits.shape == (2, height, width, 4)
-        assert logits.dtype == tf.float32
-        assert np.isfinite(logits).all()
+    heavy = backbone not in PAPER_BACKBONES
+    assert_sizes(tiny_model(tiny_spec(backbone=backbone, variant=variant)), SIZES[:3] if heavy else SIZES)
+
+
+@pytest.mark.parametrize("geometry", ["same", "paper"])
+@pytest.mark.parametrize("backbone", PAPER_BACKBONES)
+def test_every_side_is_right_in_both_geometries(backbone: str, geometry: str) -> None:
+    for variant in VARIANTS:
+        model = tiny_model(tiny_spec(backbone=backbone, variant=variant, geometry=geometry))
+        assert_sizes(model, [(side, 70 - side % 70) for side in SIDES] + [(1, side) for side in SIDES[70::4]])
+
+
+def test_a_coarser_backbone_grid_has_fewer_scores() -> None:
+    """At output stride 16 the dilated last stage is what 16s scores, and 8s adds one skip."""
+    for variant, scores in (("16s", {"score_fr"}), ("8s", {"score_fr", "score_pool3"})):
+        model = tiny_model(tiny_spec(backbone="resnet50", variant=variant, output_stride=16))
+        assert {layer.name for layer in model.layers if layer.name.startswith("score")} == scores
+        assert_sizes(model, [(33, 65)])
+
+
+def test_no_layer_is_fully_connected() -> None:
+    dense = (keras.layers.Dense, keras.layers.Flatten, keras.layers.GlobalAveragePooling2D)
+    for backbone in PAPER_BACKBONES:
+        assert not [layer for layer in build_fcn(tiny_spec(backbone=backbone)).layers if isinstance(layer, dense)]
 
 
 def convolve(x: np.ndarray, kernel: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -55,26 +87,131 @@ def resize(x: np.ndarray, factor: int) -> np.ndarray:
     return x
 
 
+def backbone_pools(x: np.ndarray, weights: dict[str, np.ndarray]) -> dict[int, np.ndarray]:
+    """Pools 1 to 5 of VGG16; a pool's last row or column may stand alone, as in Caffe."""
+    pools = {}
+    for block, depth in enumerate((2, 2, 3, 3, 3), start=1):
+        for index in range(1, depth + 1):
+            name = f"block{block}_conv{index}"
+            x = np.maximum(convolve(x, weights[f"{name}/kernel"], weights[f"{name}/bias"]), 0)
+        x = np.pad(x, [(0, x.shape[0] % 2), (0, x.shape[1] % 2), (0, 0)])
+        x = pools[block] = x.reshape(x.shape[0] // 2, 2, x.shape[1] // 2, 2, -1).max(axis=(1, 3))
+    return pools
+
+
+LEVELS = {"32s": (), "16s": (4,), "8s": (4, 3)}
+
+
 def reference(x: np.ndarray, weights: dict[str, np.ndarray], variant: str) -> np.ndarray:
     """FCN in numpy, from the paper and not from our code."""
     height, width = x.shape[:2]
-    x = np.pad(x, [(0, -height % 32), (0, -width % 32), (0, 0)])
+    pools = backbone_pools(np.pad(x, [(0, -height % 32), (0, -width % 32), (0, 0)]), weights)
 
     def layer(x: np.ndarray, name: str) -> np.ndarray:
         return convolve(x, weights[f"{name}/kernel"], weights[f"{name}/bias"])
 
-    pools = {}
-    for block, depth in enumerate((2, 2, 3, 3, 3), start=1):
-        for index in range(1, depth + 1):
-            x = np.maximum(layer(x, f"block{block}_conv{index}"), 0)
-        x = x.reshape(x.shape[0] // 2, 2, x.shape[1] // 2, 2, -1).max(axis=(1, 3))
-        pools[block] = x
+    x = pools[5]
     for name in ("fc6", "fc7"):
         x = np.maximum(layer(x, name), 0)
     scores, stride = layer(x, "score_fr"), 32
-    for level in {"32s": (), "16s": (4,), "8s": (4, 3)}[variant]:
+    for level in LEVELS[variant]:
         scores, stride = resize(scores, 2) + layer(pools[level], f"score_pool{level}"), stride // 2
     return resize(scores, stride)[:height, :width]
+
+
+def deconvolve(x: np.ndarray, factor: int) -> np.ndarray:
+    """Bilinear deconvolution of kernel 2 `factor` without padding, as the release fills it."""
+    ramp = 1 - np.abs(np.arange(2 * factor) - (factor - 0.5)) / factor
+    height, width, channels = x.shape
+    out = np.zeros(((height + 1) * factor, (width + 1) * factor, channels))
+    for i, j in np.ndindex(height, width):
+        out[i * factor : (i + 2) * factor, j * factor : (j + 2) * factor] += x[i, j] * np.outer(ramp, ramp)[..., None]
+    return out
+
+
+def paper_reference(x: np.ndarray, weights: dict[str, np.ndarray], variant: str) -> np.ndarray:
+    """The release's net.py in numpy: pad 100, ceil pooling, and the crops that it has as numbers."""
+    height, width = x.shape[:2]
+    # Zeros of 99 and the convolution's own 1; the inner convolutions pad by 1.
+    pools = backbone_pools(np.pad(x, [(99, 99), (99, 99), (0, 0)]), weights)
+
+    def layer(x: np.ndarray, name: str) -> np.ndarray:
+        return convolve(x, weights[f"{name}/kernel"], weights[f"{name}/bias"])
+
+    x = np.maximum(layer(pools[5], "fc6")[3:-3, 3:-3], 0)
+    scores, stride = layer(np.maximum(layer(x, "fc7"), 0), "score_fr"), 32
+    for level, crop in zip(LEVELS[variant], (5, 9), strict=False):
+        scores, stride = deconvolve(scores, 2), stride // 2
+        skip = layer(pools[level], f"score_pool{level}")[crop:, crop:]
+        scores = scores + skip[: scores.shape[0], : scores.shape[1]]
+    crop = {"32s": 19, "16s": 27, "8s": 31}[variant]
+    return deconvolve(scores, stride)[crop : crop + height, crop : crop + width]
+
+
+@pytest.mark.parametrize("upsampling", ["deconv_fixed", "bilinear", "deconv_learned"])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_paper_geometry_is_the_release(variant: str, upsampling: str) -> None:
+    model = tiny_model(tiny_spec(variant=variant, geometry="paper", upsampling=upsampling))
+    for size in ((1, 2), (50, 37)):
+        x = image(*size)
+        expected = paper_reference(x, weight_arrays(model), variant)
+        np.testing.assert_allclose(model(x[None])[0], expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "variant", "crops"),
+    [
+        ("vgg16", "32s", [19]),
+        ("vgg16", "16s", [5, 27]),
+        ("vgg16", "8s", [5, 9, 31]),
+        ("alexnet", "32s", [18]),
+        ("alexnet_torchvision", "32s", [18]),
+    ],
+)
+def test_crops_are_those_of_the_release(backbone: str, variant: str, crops: list[int]) -> None:
+    for upsampling in ("bilinear", "deconv_fixed"):
+        spec = tiny_spec(backbone=backbone, variant=variant, geometry="paper", upsampling=upsampling)
+        assert [layer.offset for layer in build_fcn(spec).layers if isinstance(layer, CropLike)] == crops
+    kernels = [layer.kernel_size for layer in build_fcn(spec).layers if isinstance(layer, Deconvolution)]
+    assert kernels == {"32s": [64 if backbone == "vgg16" else 63], "16s": [4, 32], "8s": [4, 4, 16]}[variant]
+
+
+@pytest.mark.parametrize("geometry", ["same", "paper"])
+@pytest.mark.parametrize("backbone", ["vgg16", "alexnet"])
+def test_the_streams_of_8s_agree_in_position(backbone: str, geometry: str) -> None:
+    """A point of light, moved over one cell of the coarsest stride: where each stream sees it, on average (R8)."""
+    model = build_fcn(tiny_spec(backbone=backbone, geometry=geometry, num_classes=2))
+    for weight in model.weights:
+        if weight.path.endswith("kernel"):
+            weight.assign(np.full(weight.shape, 1 / np.prod(weight.shape[:-1])))
+    places = 240 + np.arange(32)
+    light = np.zeros((32, 512, 64, 3), np.float32)
+    light[np.arange(32), places, 32] = 1
+    layers = {name: model.get_layer(name) for name in ("score_fr", "score_pool4", "score_pool3")}
+    weights = {name: layer.get_weights() for name, layer in layers.items()}
+    forward, found = any_size(model), {}
+    for name, axis in product(layers, (1, 2)):
+        for other, layer in layers.items():
+            layer.set_weights([array * (other == name) for array in weights[other]])
+        seen = np.asarray(forward(light if axis == 1 else light.transpose(0, 2, 1, 3)))[..., 0].astype(np.float64)
+        along = seen.sum(axis=3 - axis)
+        found[name, axis] = np.mean(along @ np.arange(512) / along.sum(axis=1) - places)
+    assert max(found.values()) - min(found.values()) <= 0.5, found
+    assert max(abs(shift) for shift in found.values()) <= 0.5, found
+
+
+def test_concatenation_starts_as_the_sum() -> None:
+    """R10: a 1x1 convolution with one identity above another adds."""
+    x = image(1, 40, 70)
+    for variant in ("16s", "8s"):
+        summed, side_by_side = (tiny_model(tiny_spec(variant=variant, fusion=f)) for f in ("sum", "concat"))
+        transplant(weight_arrays(summed), side_by_side)
+        for layer in side_by_side.layers:
+            if layer.name in ("fuse_score_pool4", "fuse_score_pool3"):
+                kernel, bias = layer.get_weights()
+                assert np.array_equal(kernel[0, 0], np.tile(np.eye(4), (2, 1)))
+                layer.set_weights([kernel, 0 * bias])
+        np.testing.assert_allclose(side_by_side(x), summed(x), atol=1e-5)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -84,6 +221,10 @@ def test_logits_equal_the_arithmetic_of_the_paper(variant: str) -> None:
     expected = reference(x, weight_arrays(model), variant)
     assert expected.std() > 0.1
     np.testing.assert_allclose(model(x[None])[0], expected, rtol=1e-3, atol=1e-4)
+    for upsampling in ("deconv_fixed", "deconv_learned"):
+        other = tiny_model(tiny_spec(variant=variant, upsampling=upsampling))
+        transplant(weight_arrays(model), other)
+        np.testing.assert_allclose(other(x[None])[0], expected, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -5,42 +5,20 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from fcn_ray.models.layers import CropLike, PadToStride, Scale, SeededDropout, Upsample
+from fcn_ray.models.layers import (
+    CeilMaxPooling,
+    CropLike,
+    GroupedConv2D,
+    LocalResponseNormalization,
+    PadToStride,
+    Scale,
+    SeededDropout,
+)
+from fcn_ray.models.upsampling import Deconvolution, Upsample
 
 pytestmark = pytest.mark.keras
 
 ANY_SIZE = [tf.TensorSpec((None, None, None, 3), tf.float32)]
-
-
-def bilinear_deconvolution(x: np.ndarray, factor: int) -> np.ndarray:
-    """The authors' upsampling: kernel 2 f, stride f, weights of surgery.upsample_filt; cropped to f times the size."""
-    ramp = 1 - np.abs(np.arange(2 * factor) - (factor - 0.5)) / factor
-    height, width = x.shape
-    edged = np.pad(x, 1, mode="edge")
-    out = np.zeros(((height + 3) * factor, (width + 3) * factor))
-    for i, j in np.ndindex(edged.shape):
-        out[i * factor : (i + 2) * factor, j * factor : (j + 2) * factor] += edged[i, j] * np.outer(ramp, ramp)
-    start = factor + factor // 2
-    return out[start : start + height * factor, start : start + width * factor]
-
-
-def test_upsampling_places_half_pixel_centres() -> None:
-    cells = np.float32([[0, 4], [8, 12]])[None, ..., None]
-    rows = keras.ops.convert_to_numpy(Upsample(2)(cells))[0, ..., 0]
-    assert rows.tolist() == [[0, 1, 3, 4], [2, 3, 5, 6], [6, 7, 9, 10], [8, 9, 11, 12]]
-
-
-@pytest.mark.parametrize("factor", [2, 8, 16, 32])
-@pytest.mark.parametrize("size", [(1, 1), (1, 5), (4, 3)])
-def test_upsampling_is_the_fixed_bilinear_deconvolution_and_the_bilinear_resize(
-    factor: int, size: tuple[int, int]
-) -> None:
-    x = np.random.default_rng(0).normal(size=(2, *size, 3)).astype(np.float32)
-    upsample = Upsample(factor)
-    found = tf.function(lambda value: upsample(value), input_signature=ANY_SIZE)(x).numpy()
-    expected = np.stack([[bilinear_deconvolution(x[n, ..., c], factor) for c in range(3)] for n in range(2)])
-    np.testing.assert_allclose(found, expected.transpose(0, 2, 3, 1), atol=1e-5)
-    np.testing.assert_allclose(found, tf.image.resize(x, (size[0] * factor, size[1] * factor)), atol=1e-5)
 
 
 @pytest.mark.parametrize(("size", "padded"), [((1, 1), (32, 32)), ((32, 33), (32, 64)), ((64, 95), (64, 96))])
@@ -58,6 +36,37 @@ def test_cropping_keeps_the_top_left() -> None:
     crop = CropLike()
     assert np.asarray(crop([scores, np.zeros((1, 2, 3, 3))]))[0, ..., 0].tolist() == [[0, 1, 2], [4, 5, 6]]
     assert crop.compute_output_shape([(1, 4, 4, 7), (1, 2, None, 3)]) == (1, 2, None, 7)
+    assert np.asarray(CropLike(1)([scores, np.zeros((1, 2, 3, 3))]))[0, ..., 0].tolist() == [[5, 6, 7], [9, 10, 11]]
+
+
+@pytest.mark.parametrize(("size", "pool", "cells"), [(7, 3, 3), (8, 3, 4), (2, 3, 1), (5, 2, 3), (6, 2, 3)])
+def test_the_last_pool_hangs_over_the_edge_as_in_caffe(size: int, pool: int, cells: int) -> None:
+    x = np.arange(1, size + 1, dtype=np.float32)[None, :, None, None] * np.ones((1, 1, size, 1), np.float32)
+    layer = CeilMaxPooling(pool, 2)
+    found = tf.function(lambda value: layer(value), input_signature=[tf.TensorSpec((None, None, None, 1), tf.float32)])(
+        x
+    )
+    expected = [min(2 * cell + pool, size) for cell in range(cells)]
+    assert found[0, :, 0, 0].numpy().tolist() == expected
+    assert found.shape == layer.compute_output_shape((1, size, size, 1))
+
+
+def test_local_response_normalization_by_hand() -> None:
+    x = np.float32([[[[1, 2, 3, 4, 5, 6]]]]) * 100
+    squares = np.square(x[0, 0, 0])
+    sums = [squares[max(c - 2, 0) : c + 3].sum() for c in range(6)]
+    expected = x[0, 0, 0] / (1 + 1e-4 / 5 * np.array(sums)) ** 0.75
+    np.testing.assert_allclose(LocalResponseNormalization()(x)[0, 0, 0], expected, rtol=1e-5)
+
+
+def test_groups_see_their_own_channels() -> None:
+    layer = GroupedConv2D(4, 1, groups=2, use_bias=False)
+    x = np.float32([[[[1, 10, 100, 1000]]]])
+    layer(x)
+    kernel = np.zeros((1, 1, 2, 4), np.float32)
+    kernel[0, 0] = [[1, 0, 1, 0], [0, 1, 1, 1]]  # Caffe's order: in / groups, out
+    layer.set_weights([kernel])
+    assert np.asarray(layer(x))[0, 0, 0].tolist() == [1, 10, 1100, 1000]
 
 
 def test_scale_is_stored_but_not_trained() -> None:
@@ -100,7 +109,20 @@ def test_dropout_draws_anew_every_step_under_a_strategy() -> None:
 
 
 @pytest.mark.parametrize(
-    "layer", [PadToStride(16), Upsample(4), CropLike(), Scale(), SeededDropout(0.5, 7)], ids=lambda v: type(v).__name__
+    "layer",
+    [
+        PadToStride(16),
+        Upsample(4, 1.0),
+        Deconvolution(2, 4, 0.5, learned=True),
+        Deconvolution(2, 4),
+        CropLike(3),
+        CeilMaxPooling(3, 2),
+        LocalResponseNormalization(),
+        GroupedConv2D(4, 3, groups=2),
+        Scale(),
+        SeededDropout(0.5, 7),
+    ],
+    ids=lambda v: type(v).__name__,
 )
 def test_layers_serialise(layer: keras.layers.Layer) -> None:
     config = keras.saving.serialize_keras_object(layer)

@@ -16,9 +16,17 @@ PLAIN = Preprocessing(mean=(0, 0, 0), std=(1, 1, 1))
 
 
 def compiled(model: keras.Model, preprocessing: Preprocessing) -> PredictFn:
-    sizes = tf.TensorSpec((None,), tf.int32)
-    signature = [tf.TensorSpec((None, None, None, 3), tf.uint8), sizes, sizes]
+    signature = [
+        tf.TensorSpec((None, None, None, 3), tf.uint8),
+        tf.TensorSpec((None, 2), tf.int32),
+        tf.TensorSpec((None, 4), tf.int32),
+    ]
     return tf.function(build_predict_fn(model, preprocessing), input_signature=signature, autograph=False)
+
+
+def cores(sizes: list[tuple[int, int]]) -> list[tuple[int, int, int, int]]:
+    """Of whole images."""
+    return [(0, 0, height, width) for height, width in sizes]
 
 
 @pytest.fixture(scope="module")
@@ -32,24 +40,33 @@ def test_counts_and_confidences_by_hand(colours_as_logits: keras.Model) -> None:
     images = np.zeros((2, 32, 32, 3), np.uint8)
     images[0, 0, :3] = [[2, 0, 0], [0, 3, 0], [0, 9, 0]]
     images[1, :2, 0] = [[0, 0, 1], [0, 0, 0]]
-    masks, pixels, mean, least = compiled(colours_as_logits, PLAIN)(images, [1, 2], [3, 1])
+    sizes = [(1, 3), (2, 1)]
+    masks, pixels, confidence = compiled(colours_as_logits, PLAIN)(images, sizes, cores(sizes))
 
     def top(logit: float) -> float:
         return np.exp(logit) / (np.exp(logit) + 2)
 
-    assert (masks.dtype, pixels.dtype, mean.dtype) == (tf.uint8, tf.int32, tf.float32)
+    assert (masks.dtype, pixels.dtype, confidence.dtype) == (tf.uint8, tf.int32, tf.float32)
     assert masks[0, 0, :3].numpy().tolist() == [0, 1, 1]
     assert masks[1, :2, 0].numpy().tolist() == [2, 0]
     assert pixels.numpy().tolist() == [[1, 2, 0], [1, 0, 1]]
-    np.testing.assert_allclose(mean, [(top(2) + top(3) + top(9)) / 3, (top(1) + top(0)) / 2], rtol=1e-6)
-    np.testing.assert_allclose(least, [min(top(2), (top(3) + top(9)) / 2), top(0)], rtol=1e-6)
+    np.testing.assert_allclose(confidence, [[top(2), top(3) + top(9), 0], [top(0), 0, top(1)]], rtol=1e-6)
+
+
+def test_only_the_core_is_counted(colours_as_logits: keras.Model) -> None:
+    images = np.zeros((1, 32, 32, 3), np.uint8)
+    images[0, 2:5, 3:9, 1] = 7
+    masks, pixels, confidence = compiled(colours_as_logits, PLAIN)(images, [(32, 32)], [(4, 8, 6, 32)])
+    assert pixels.numpy().tolist() == [[2 * 24 - 1, 1, 0]]
+    np.testing.assert_allclose(confidence[0, 1], np.exp(7) / (np.exp(7) + 2), rtol=1e-6)
+    assert int(tf.reduce_sum(masks)) == 3 * 6, "the mask is whole: the caller takes the core"
 
 
 def test_large_logits_do_not_overflow(colours_as_logits: keras.Model) -> None:
     images = np.full((1, 32, 32, 3), [255, 0, 0], np.uint8)
-    _, pixels, mean, least = compiled(colours_as_logits, PLAIN)(images, [32], [32])
+    _, pixels, confidence = compiled(colours_as_logits, PLAIN)(images, [(32, 32)], cores([(32, 32)]))
     assert pixels.numpy().tolist() == [[1024, 0, 0]]
-    np.testing.assert_allclose([mean[0], least[0]], 1, rtol=1e-6)
+    np.testing.assert_allclose(confidence, [[1024, 0, 0]], rtol=1e-6)
 
 
 @pytest.mark.parametrize("preprocessing", [CAFFE_PREPROCESSING, Preprocessing()], ids=["caffe", "plain"])
@@ -59,7 +76,7 @@ def test_an_image_in_a_batch_gets_the_mask_it_gets_alone(preprocessing: Preproce
     rng = np.random.default_rng(0)
     sizes = [(64, 96), (33, 65), (50, 70), (64, 66)]
     batch = rng.integers(0, 256, (4, 64, 96, 3), np.uint8)  # what lies outside an image is not zero on purpose
-    masks, pixels, mean, least = predict(batch, *np.int32(sizes).T)
+    masks, pixels, confidence = predict(batch, sizes, cores(sizes))
     for i, (height, width) in enumerate(sizes):
         cut = batch[i : i + 1, :height, :width]
         logits = np.asarray(model(normalise(cut, preprocessing)))[0]  # the network pads by itself
@@ -68,17 +85,16 @@ def test_an_image_in_a_batch_gets_the_mask_it_gets_alone(preprocessing: Preproce
         assert pixels[i].numpy().tolist() == np.bincount(expected.ravel(), minlength=4).tolist()
         alone = np.zeros((1, 64, 96, 3), np.uint8)
         alone[:, :height, :width] = cut
-        mask, _, mean_alone, least_alone = predict(alone, [height], [width])
+        mask, _, confidence_alone = predict(alone, sizes[i : i + 1], cores(sizes[i : i + 1]))
         assert np.array_equal(masks[i, :height, :width], mask[0, :height, :width])
-        np.testing.assert_allclose([mean[i], least[i]], [mean_alone[0], least_alone[0]], rtol=1e-5)
+        np.testing.assert_allclose(confidence[i], confidence_alone[0], rtol=1e-5)
     assert len(np.unique(masks)) > 1
 
 
 def test_confidence_is_the_softmax_of_the_logits() -> None:
     model = tiny_model()
     image = np.random.default_rng(1).integers(0, 256, (1, 32, 64, 3), np.uint8)
-    _, _, mean, least = compiled(model, Preprocessing())(image, [32], [64])
+    _, _, confidence = compiled(model, Preprocessing())(image, [(32, 64)], cores([(32, 64)]))
     softmax = np.asarray(keras.ops.softmax(model(normalise(image, Preprocessing()))))[0]
     top, mask = softmax.max(axis=-1), softmax.argmax(axis=-1)
-    assert float(mean[0]) == pytest.approx(top.mean(), rel=1e-5)
-    assert float(least[0]) == pytest.approx(min(top[mask == k].mean() for k in np.unique(mask)), rel=1e-5)
+    np.testing.assert_allclose(confidence[0], [top[mask == k].sum() for k in range(4)], rtol=1e-5)

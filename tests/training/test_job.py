@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +20,11 @@ import pytest
 import safetensors.numpy
 
 from fcn_ray.bundle import load_bundle
-from fcn_ray.config import TrainConfig, dump_config, load_config
-from fcn_ray.errors import DataError, DivergedError, ForeignOutputError, ResourceError
+from fcn_ray.config import TrainConfig
+from fcn_ray.config_text import dump_config, load_config
+from fcn_ray.errors import ConfigError, DataError, DivergedError, ForeignOutputError, ResourceError, StorageError
 from fcn_ray.training import job as training_job
-from fcn_ray.training.checkpoints import list_checkpoints, load_newest
+from fcn_ray.training.checkpoints import Arrays, Checkpoint, list_checkpoints, load_newest, save_checkpoint
 from fcn_ray.training.job import train
 from fcn_ray.training.preflight import prepare
 from tests import pictures
@@ -54,6 +59,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # ------------------------------------------------------------------------------------------ one step, any workers
 
 
+def _batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    rng = np.random.default_rng(5)
+    for _ in range(3):
+        images = rng.integers(0, 255, (4, 32, 64, 3), np.uint8)
+        labels = rng.choice([0, 1, 2], (4, 32, 64), p=[0.6, 0.3, 0.1]).astype(np.uint8)
+        labels[0] = 255  # one worker has far fewer valid pixels than the other, and not the same classes
+        labels[1][labels[1] == 2] = 1
+        yield images, labels
+
+
 def _probe(loop_config: dict[str, Any]) -> None:
     """On a worker: three steps on its share of fixed global batches, then tell the loss and every variable."""
     from fcn_ray.training.loop import build_replica, build_step
@@ -61,31 +76,43 @@ def _probe(loop_config: dict[str, Any]) -> None:
     job = loop_config["job"]
     replica = build_replica(job)
     step = build_step(replica, job)
-    rng = np.random.default_rng(5)
     losses = []
-    for _ in range(3):
-        images = rng.integers(0, 255, (4, 32, 64, 3), np.uint8)
-        labels = rng.integers(0, 3, (4, 32, 64)).astype(np.uint8)
-        labels[0] = 255  # one worker has far fewer valid pixels than the other
+    for images, labels in _batches():
         share = slice(replica.rank * 4 // replica.world, (replica.rank + 1) * 4 // replica.world)
         losses.append(float(step(images[share], labels[share])))
     loop_config["tell"]({"kind": "probe", "rank": replica.rank, "losses": losses, "arrays": replica.arrays()})
 
 
-def _run_probe(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def _run_probe(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, probe: Callable[[dict[str, Any]], None] = _probe
+) -> list[dict[str, Any]]:
     told: list[dict[str, Any]] = []
-    monkeypatch.setattr(training_job, "_work", _probe)
+    monkeypatch.setattr(training_job, "_work", probe)
     with training_job._Listener(told.append) as tell:
         training_job._run_workers(prepare(config), tell)
     return sorted(told, key=lambda record: record["rank"])
 
 
+def _first_dice(weights: tuple[float, ...]) -> float:
+    """The dice loss of the first batch: a network whose scores are zero gives each of three classes a third."""
+    labels = next(_batches())[1]
+    true = np.bincount(labels[labels < 3], minlength=3)
+    return float(1 - np.average(2 * true / 3 / (true.sum() / 3 + true), weights=weights))
+
+
 @pytest.mark.usefixtures("ray_session")
+@pytest.mark.parametrize(
+    ("loss", "first_loss"),
+    [({}, math.log(3)), ({"kind": "dice", "class_weights": (1, 2, 0.5)}, _first_dice((1, 2, 0.5)))],
+    ids=["cross_entropy", "weighted_dice"],
+)
 def test_two_workers_take_the_step_of_one_and_end_equal(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: dict[str, Any], first_loss: float
 ) -> None:
-    (alone,) = _run_probe(_config(data, tmp_path / "one", model__dropout=0), monkeypatch)
-    first, second = _run_probe(_config(data, tmp_path / "two", model__dropout=0, workers__count=2), monkeypatch)
+    flags = {"model__dropout": 0} | {f"loss__{name}": value for name, value in loss.items()}
+    (alone,) = _run_probe(_config(data, tmp_path / "one", **flags), monkeypatch)
+    assert alone["losses"][0] == pytest.approx(first_loss, rel=1e-5)
+    first, second = _run_probe(_config(data, tmp_path / "two", workers__count=2, **flags), monkeypatch)
     assert first["losses"] == second["losses"]
     for name, array in first["arrays"].items():
         np.testing.assert_array_equal(array, second["arrays"][name], err_msg=name)
@@ -94,6 +121,42 @@ def test_two_workers_take_the_step_of_one_and_end_equal(
         np.testing.assert_allclose(first["arrays"][name], array, rtol=0, atol=1e-5, err_msg=name)
     trained = [name for name, array in alone["arrays"].items() if "momentum" in name and np.abs(array).max() > 0]
     assert any("block1_conv1" in name for name in trained), "gradients must reach the first layer"
+
+
+def _probe_gpus(loop_config: dict[str, Any]) -> None:
+    """On a worker whose machine seems to have two GPUs: tell which ones the strategy would see, by `workers.gpus`."""
+    import tensorflow as tf
+    from tensorflow.python.eager import context
+
+    from fcn_ray.training.loop import build_replica
+
+    class SeenError(Exception):
+        pass
+
+    def look(**_: Any) -> None:
+        raise SeenError
+
+    machine = [b"/physical_device:CPU:0", b"/physical_device:GPU:0", b"/physical_device:GPU:1"]
+    context.pywrap_tfe.TF_ListPhysicalDevices = lambda: machine
+    tf.distribute.MultiWorkerMirroredStrategy = look
+    job, seen = loop_config["job"], {}
+    for gpus in (0, 0.5, 1):
+        tf.config.set_visible_devices(tf.config.list_physical_devices("GPU"), "GPU")  # as TensorFlow begins
+        workers = job.config.workers.model_copy(update={"gpus": gpus})
+        with pytest.raises(SeenError):
+            build_replica(dataclasses.replace(job, config=job.config.model_copy(update={"workers": workers})))
+        visible = tf.config.get_visible_devices("GPU")
+        seen[gpus] = [(gpu.name, tf.config.experimental.get_memory_growth(gpu)) for gpu in visible]
+    loop_config["tell"]({"kind": "probe", "rank": 0, "seen": seen})
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_worker_sees_one_gpu_at_most_and_none_that_it_did_not_ask_for(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (told,) = _run_probe(_config(data, tmp_path / "out"), monkeypatch, _probe_gpus)
+    first = [("/physical_device:GPU:0", True)]
+    assert told["seen"] == {0: [], 0.5: first, 1: first}
 
 
 # ------------------------------------------------------------------------------------------------- the whole job
@@ -141,11 +204,14 @@ def undisturbed(
 ) -> tuple[TrainConfig, dict[str, np.ndarray]]:
     """A run of two workers from start to end: its config and final state; and that it did all that it should."""
     out = tmp_path_factory.mktemp("run") / "straight"
-    config = _config(data, out, val=str(data), workers__count=2, epochs=6)
+    config = _config(data, out, val=str(data), workers__count=2, epochs=6, loss__class_weights="median")
     records: list[dict[str, Any]] = []
     report = train(config, records.append)
     assert [record["kind"] for record in records] == ["start", *(["step"] * 3 + ["epoch"]) * 6, "bundle"]
     bundle = load_bundle(report.bundle)
+    class_weights = records[0]["class_weights"]
+    assert bundle.metadata["class_weights"] == list(class_weights)
+    assert sorted(class_weights)[1] == 1.0, "the class of median frequency"
     assert (bundle.digest, bundle.labels) == (report.digest, pictures.LABELS)
     weights = safetensors.numpy.load_file(Path(report.bundle) / "model.safetensors")
     assert all(np.isfinite(array).all() for array in weights.values())
@@ -223,10 +289,64 @@ def test_a_bad_row_found_on_the_way_ends_the_job_with_its_name(tmp_path: Path, m
 
 
 @pytest.mark.usefixtures("ray_session")
+def test_a_bad_row_found_while_counting_the_classes_ends_the_job_before_it_starts(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = _config(data, tmp_path / "out", classes=("sky", "road"), loss__class_weights="inverse")
+    monkeypatch.setattr("fcn_ray.training.preflight._check_samples", lambda *_: None)  # as if it were row 1,000,000
+    with pytest.raises(DataError, match=r"^train\.parquet#\d+: mask holds class ids \[2\]"):
+        train(config)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("ray_session")
 def test_a_loss_that_is_not_finite_ends_the_job_and_leaves_no_checkpoint(data: Path, tmp_path: Path) -> None:
     with pytest.raises(DivergedError, match=r"lower optimizer\.learning_rate"):
         train(_config(data, tmp_path / "out", optimizer__learning_rate=1e30, optimizer__warmup_steps=0))
     assert list_checkpoints(str(tmp_path / "out")) == []
+
+
+def test_a_second_and_different_bundle_gets_its_epochs_name_and_the_first_stays(data: Path, tmp_path: Path) -> None:
+    import keras
+    import tensorflow as tf
+
+    from fcn_ray.models.fcn import build_fcn
+    from fcn_ray.training.loop import Replica, publish
+
+    job = prepare(_config(data, tmp_path / "out"))
+    model = build_fcn(job.spec, seed=1)
+    replica = Replica(tf.distribute.get_strategy(), model, keras.optimizers.SGD(), rank=0, world=1)
+    told: list[dict[str, Any]] = []
+    files: list[dict[str, bytes]] = []
+    for epoch in (1, 2, 2):
+        model.variables[0].assign(keras.ops.full_like(model.variables[0], epoch))
+        checkpoint = Checkpoint("", epoch, 3 * epoch, None, job.settings, {})
+        save_checkpoint(job.config.out, checkpoint, replica.arrays())
+        publish(replica, job, told.append)
+        files.append({file.name: file.read_bytes() for file in (tmp_path / "out" / "bundle").iterdir()})
+    assert [Path(record["folder"]).name for record in told] == ["bundle", "bundle-epoch-2", "bundle-epoch-2"]
+    assert [load_bundle(record["folder"]).digest for record in told] == [record["digest"] for record in told]
+    assert told[0]["digest"] != told[1]["digest"] == told[2]["digest"]
+    assert files == [files[0]] * 3
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_checkpoint_that_only_the_driver_can_read_ends_the_job_instead_of_starting_anew(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    config = _config(data, out, resume=True)
+    chosen = save_checkpoint(str(out), Checkpoint("", 1, 3, None, prepare(config).settings, {}), {})
+
+    def load_and_lose(run: str) -> tuple[Checkpoint, Arrays] | None:
+        found = load_newest(run)
+        shutil.rmtree(chosen.folder)  # the worker looks at its own disk, where it never was
+        return found
+
+    monkeypatch.setattr(training_job, "load_newest", load_and_lose)
+    with pytest.raises(StorageError, match=f"worker 0 cannot read {chosen.folder}: is `out` on shared storage"):
+        train(config)
+    assert list_checkpoints(str(out)) == []
 
 
 # -------------------------------------------------------------------------------------- refused before the cluster
@@ -247,6 +367,8 @@ def test_what_cannot_train_is_refused_and_nothing_is_written(data: Path, tmp_pat
         prepare(_config(few, out))
     with pytest.raises(DataError, match=r"#0: mask holds class ids \[2\], expected 0..1 or 255"):
         prepare(_config(data, out, classes=("sky", "road")))
+    with pytest.raises(ConfigError, match=r"class_weights has 2 numbers for 3 classes: .* \['sky', 'road', 'car'\]"):
+        prepare(_config(data, out, loss__class_weights=(1, 2)))
     assert not out.exists()
     (out / "family").mkdir(parents=True)
     (out / "family" / "photo.jpg").write_bytes(b"mine")
@@ -254,9 +376,13 @@ def test_what_cannot_train_is_refused_and_nothing_is_written(data: Path, tmp_pat
         prepare(_config(data, out))
 
 
-def test_a_run_is_only_gone_on_with_its_own_settings(data: Path, tmp_path: Path) -> None:
-    from fcn_ray.training.checkpoints import Checkpoint, save_checkpoint
+def test_class_weights_are_given_or_found_later(data: Path, tmp_path: Path) -> None:
+    assert prepare(_config(data, tmp_path)).class_weights is None
+    assert prepare(_config(data, tmp_path, loss__class_weights="median")).class_weights is None
+    assert prepare(_config(data, tmp_path, loss__class_weights=(1, 2, 0.5))).class_weights == (1.0, 2.0, 0.5)
 
+
+def test_a_run_is_only_gone_on_with_its_own_settings(data: Path, tmp_path: Path) -> None:
     config = _config(data, tmp_path, resume=True)
     settings = prepare(config).settings
     save_checkpoint(str(tmp_path), Checkpoint("", 1, 3, None, settings, {}), {})

@@ -1,0 +1,118 @@
+"""Surgery: a classifier becomes fully convolutional, a coarse FCN grows a skip (Long et al. 2015, sections 3.1, 4.2).
+
+The release's surgery.py copies weights flat between Caffe networks; here the order in which a classifier flattened its
+features is named, since only in the right one the converted network says what the classifier said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import keras
+import numpy as np
+
+from fcn_ray.config import VARIANTS, ModelSpec
+from fcn_ray.models.fcn import Precision, build_fcn
+from fcn_ray.models.layers import Tensor
+from fcn_ray.models.weights import feature_scales
+
+FlattenOrder = Literal["keras", "caffe", "torch"]
+"""Order of the features that a classifier's first dense layer reads: rows, columns, channels in Keras; channels, rows,
+columns in Caffe and torch."""
+
+
+def convolutionalize(classifier: keras.Model, *, flatten: FlattenOrder = "keras") -> keras.Model:
+    """The fully convolutional form of a classifier: images (N, H, W, 3) of any size -> class maps (N, h, w, classes).
+
+    Everything up to the Flatten layer stays; each Dense layer behind it becomes a convolution with the same weights:
+    the first spans the feature map of the classifier's own input size (7x7x512x4096 for VGG16, 6x6x256x4096 for
+    AlexNet), the others are 1x1. Padding "valid": at the classifier's own input size the map is 1x1 and equals its
+    scores, and a larger image gives a map of as many cells as there are windows of features (384x384 gives VGG16 6x6).
+
+    `flatten` is the order in which the first dense kernel counts the features: "torch" or "caffe" when it was copied
+    from there without reordering. The classifier is a functional or sequential network with one Flatten layer and a
+    chain of Dense, Dropout and Activation layers behind it. Raises ValueError that names the layer otherwise.
+    """
+    layers = [layer for layer in classifier.layers if not isinstance(layer, keras.layers.InputLayer)]
+    flat = [index for index, layer in enumerate(layers) if isinstance(layer, keras.layers.Flatten)]
+    if len(flat) != 1:
+        raise ValueError(
+            f"{classifier.name} has {len(flat)} Flatten layers, expected one between features and classifier"
+        )
+    features, head = layers[: flat[0]], layers[flat[0] + 1 :]
+    images = keras.Input((None, None, *classifier.input_shape[3:]), name="image")
+    trunk = keras.Model(classifier.inputs, layers[flat[0]].input)
+    cells = keras.models.clone_model(trunk, input_tensors=[images]).outputs[0]
+    map_shape = layers[flat[0]].input.shape[1:]
+    weights: dict[str, list[np.ndarray]] = {layer.name: layer.get_weights() for layer in features}
+    for layer in head:
+        cells, weights[layer.name] = _convolutional(layer, cells, map_shape, flatten)
+        if isinstance(layer, keras.layers.Dense):
+            map_shape = (1, 1, layer.units)
+    converted = keras.Model(images, cells, name=f"convolutional_{classifier.name}")
+    for layer in converted.layers:
+        if weights.get(layer.name):
+            layer.set_weights(weights[layer.name])
+    return converted
+
+
+def _convolutional(
+    layer: keras.layers.Layer, cells: Tensor, map_shape: tuple[int, ...], flatten: FlattenOrder
+) -> tuple[Tensor, list[np.ndarray]]:
+    """What `layer` becomes, applied to `cells`, and its weights. Its features had shape `map_shape` (H, W, C)."""
+    if isinstance(layer, keras.layers.Dense):
+        kernel, *bias = layer.get_weights()
+        convolution = keras.layers.Conv2D(
+            layer.units, map_shape[:2], activation=layer.activation, use_bias=layer.use_bias, name=layer.name
+        )
+        return convolution(cells), [dense_to_convolution(kernel, map_shape, flatten), *bias]
+    if isinstance(layer, keras.layers.Dropout | keras.layers.Activation | keras.layers.ReLU | keras.layers.Softmax):
+        return type(layer).from_config(layer.get_config())(cells), []
+    raise ValueError(
+        f"layer {layer.name} ({type(layer).__name__}) behind Flatten has no convolutional form here: expected Dense, "
+        "Dropout, Activation, ReLU or Softmax"
+    )
+
+
+def dense_to_convolution(kernel: np.ndarray, map_shape: tuple[int, ...], flatten: FlattenOrder) -> np.ndarray:
+    """Dense kernel (H * W * C, out) over features of `map_shape` (H, W, C) -> convolution kernel (H, W, C, out)."""
+    height, width, channels = map_shape
+    if kernel.shape[0] != height * width * channels:
+        raise ValueError(f"a dense kernel {kernel.shape} does not fit features of shape {map_shape}")
+    if flatten == "keras":
+        return kernel.reshape(height, width, channels, -1)
+    return kernel.reshape(channels, height, width, -1).transpose(1, 2, 0, 3)
+
+
+def grow(
+    model: keras.Model, spec: ModelSpec, variant: str, *, precision: Precision = "float32", seed: int = 0
+) -> tuple[keras.Model, ModelSpec]:
+    """A finer FCN with the weights of `model`, a network of `spec`: 32s -> 16s -> 8s, and its spec.
+
+    The new score layers are zero, so that the grown network starts with exactly the predictions of `model`, upsampled
+    in two steps instead of one (paper, section 4.2). Learned deconvolutions that changed their stride start bilinear.
+    The scale of a new level is that of pretrained features where those of the old levels are.
+    Raises ValueError when `variant` is not finer than that of `spec`.
+    """
+    if VARIANTS.index(variant) < VARIANTS.index(spec.variant):
+        raise ValueError(f"a {spec.variant} network cannot become {variant}: it grows from 32s to 16s to 8s")
+    finer = spec.model_copy(update={"variant": variant})
+    grown = build_fcn(finer, precision=precision, seed=seed)
+    weights = {weight.path: keras.ops.convert_to_numpy(weight) for weight in model.weights}
+    known = feature_scales(spec.backbone)
+    if all(weights[path] == factor for path, factor in known.items() if path in weights):
+        weights = known | weights  # pretrained features: a new level is scaled as the old ones were
+    transplant(weights, grown)
+    return grown, finer
+
+
+def transplant(weights: Mapping[str, Any], model: keras.Model) -> list[str]:
+    """Set the weights of `model` that `weights` has under the same path and in the same shape; the paths set."""
+    taken = []
+    for weight in model.weights:
+        value = weights.get(weight.path)
+        if value is not None and tuple(value.shape) == tuple(weight.shape):
+            weight.assign(value)
+            taken.append(weight.path)
+    return taken

@@ -1,0 +1,106 @@
+"""What the cluster must have before a job starts, on clusters of several small nodes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.ray
+
+TWO_NODES = """
+import json, os, sys
+
+import ray
+from ray.cluster_utils import Cluster
+
+from fcn_ray import cluster
+from fcn_ray.errors import ResourceError
+
+def ask(count, *, cpus, gpus=0, spare_cpus=0):
+    try:
+        cluster.require(count, cpus=cpus, gpus=gpus, spare_cpus=spare_cpus, purpose="workers")
+    except ResourceError as error:
+        return str(error)
+
+nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0, "include_dashboard": False})
+nodes.add_node(num_cpus=1, num_gpus=2)
+cluster.connect(nodes.address)
+found = {
+    "three of 1 CPU": ask(3, cpus=1),
+    "two of 1 CPU, one to spare": ask(2, cpus=1, spare_cpus=1),
+    "three of 1 CPU, one to spare": ask(3, cpus=1, spare_cpus=1),
+    "one of 2 CPUs": ask(1, cpus=2),
+    "one of 3 CPUs": ask(1, cpus=3),
+    "one of 1 CPU and 1 GPU": ask(1, cpus=1, gpus=1),
+    "one of 2 CPUs and 1 GPU": ask(1, cpus=2, gpus=1),
+    "four of 0.4 GPUs": ask(4, cpus=0.2, gpus=0.4),
+    "five of 0.4 GPUs": ask(5, cpus=0.2, gpus=0.4),
+    "shares": [cluster.count_gpu_shares(gpus=gpus) for gpus in (0.1, 0.4, 0.5, 1, 2, 3)],
+}
+ray.shutdown()
+os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"] = json.dumps({"runtime_env": {"env_vars": {"TF_CPP_MIN_LOG_LEVEL": "1"}}})
+try:
+    cluster.connect(nodes.address)
+    read = ray.remote(lambda *names: [os.environ.get(name) for name in names])
+    found["environment"] = ray.get(read.remote("TF_CPP_MIN_LOG_LEVEL", "RAY_DATA_DISABLE_PROGRESS_BARS"))
+except ResourceError as error:
+    found["environment"] = str(error)
+ray.shutdown()
+nodes.shutdown()
+json.dump(found, sys.stdout)
+"""
+"""Prints what a cluster of 2 CPUs on one node and 1 CPU and 2 GPUs on another says to workers, null when they fit; and
+two variables of a task's environment in a job that sets the first, as `ray job submit` hands it over."""
+
+
+@pytest.fixture(scope="module")
+def two_nodes() -> dict[str, Any]:
+    """In a process of its own: this one has its own Ray."""
+    command = [sys.executable, "-c", TWO_NODES]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert result.returncode == 0, result.stdout + result.stderr
+    found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return found
+
+
+def test_workers_that_fit_pass(two_nodes: dict[str, Any]) -> None:
+    fitting = (
+        "three of 1 CPU",
+        "two of 1 CPU, one to spare",
+        "one of 2 CPUs",
+        "one of 1 CPU and 1 GPU",
+        "four of 0.4 GPUs",
+    )
+    assert {workers: two_nodes[workers] for workers in fitting} == dict.fromkeys(fitting)
+
+
+def test_workers_that_leave_no_cpu_to_read_with_are_refused(two_nodes: dict[str, Any]) -> None:
+    assert two_nodes["three of 1 CPU, one to spare"] == (
+        "3 workers leave no 1 CPUs to read and decode, the Ray cluster has 3 CPUs and 2 GPUs on 2 nodes: "
+        "ask for less, add nodes, or join a larger cluster with --address"
+    )
+
+
+def test_the_cpus_of_two_nodes_do_not_add_up_to_one_worker(two_nodes: dict[str, Any]) -> None:
+    assert two_nodes["one of 3 CPUs"] == (
+        "1 workers of 3 CPUs each do not fit, the Ray cluster has 3 CPUs and 2 GPUs on 2 nodes with room for 0: "
+        "ask for less, add nodes, or join a larger cluster with --address"
+    )
+
+
+def test_cpus_on_one_node_and_a_gpu_on_another_do_not_make_a_worker(two_nodes: dict[str, Any]) -> None:
+    assert "1 workers of 2 CPUs and 1 GPUs each do not fit" in two_nodes["one of 2 CPUs and 1 GPU"]
+    assert "with room for 0" in two_nodes["one of 2 CPUs and 1 GPU"]
+
+
+def test_a_share_of_a_gpu_is_not_spread_over_two(two_nodes: dict[str, Any]) -> None:
+    assert "5 workers of 0.2 CPUs and 0.4 GPUs each do not fit" in two_nodes["five of 0.4 GPUs"]
+    assert two_nodes["shares"] == [20, 4, 4, 2, 1, 0]
+
+
+def test_what_a_submitted_job_sets_in_its_environment_stays_and_ours_joins_it(two_nodes: dict[str, Any]) -> None:
+    assert two_nodes["environment"] == ["1", "1"]

@@ -1,0 +1,65 @@
+"""What a training job refuses before the cluster is touched, and what it tells the workers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fcn_ray.config import Preprocessing, TrainConfig
+from fcn_ray.config_text import load_config
+from fcn_ray.errors import ConfigError
+from fcn_ray.models.weight_files import LAYERS
+from fcn_ray.training.preflight import prepare
+from tests import pictures
+
+TORCH = Preprocessing(channels="RGB", mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
+
+
+@pytest.fixture
+def flags(tmp_path: Path) -> dict[str, Any]:
+    data = pictures.write_parquet(tmp_path / "train.parquet", 4)
+    return {"data": str(data), "out": str(tmp_path / "out"), "batch_size": 4, "model.backbone": "alexnet_torchvision"}
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """torchvision's AlexNet without its dense layers, all zeros."""
+    arrays, inputs = {}, 3
+    for layer, channels in LAYERS["alexnet_torchvision"].items():
+        arrays[f"{layer}/kernel"] = np.zeros((3, 3, inputs, channels), np.float16)
+        arrays[f"{layer}/bias"] = np.zeros(channels, np.float16)
+        inputs = channels
+    np.savez_compressed(tmp_path / "w.npz", **arrays)
+    return tmp_path / "w.npz"
+
+
+def _config(flags: dict[str, Any], **more: Any) -> TrainConfig:
+    return load_config(TrainConfig, flags=flags | {f"model.{key}": value for key, value in more.items()})
+
+
+def test_the_preprocessing_goes_with_the_weights(
+    flags: dict[str, Any], weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert prepare(_config(flags)).preprocessing == Preprocessing()
+    monkeypatch.chdir(weights.parent)
+    job = prepare(_config(flags, weights="w.npz"))
+    assert job.preprocessing == TORCH
+    assert job.config.model.weights == weights.as_posix()
+    caffe = prepare(_config(flags, backbone="vgg16", weights="imagenet"))
+    assert caffe.preprocessing.channels == "BGR"
+    assert caffe.config.model.weights == "imagenet"
+
+
+def test_weights_that_cannot_be_used_are_refused(flags: dict[str, Any], weights: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model.weights = 'nowhere.npz': no such file"):
+        prepare(_config(flags, weights="nowhere.npz"))
+    with pytest.raises(ConfigError, match=r"w.npz: conv1 has 64 channels, alexnet has 96"):
+        prepare(_config(flags, backbone="alexnet", weights=str(weights)))
+    with pytest.raises(ConfigError, match="keras-applications has no alexnet_torchvision"):
+        prepare(_config(flags, weights="imagenet"))
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ConfigError, match=r"w.npz: not a readable .npz file"):
+        prepare(_config(flags, weights=str(weights)))
