@@ -11,9 +11,11 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from fcn_ray.bundle import Bundle as Bundle
+    from fcn_ray.bundle import grow as grow
     from fcn_ray.bundle import load_bundle as load_bundle
     from fcn_ray.bundle import save_bundle as save_bundle
     from fcn_ray.cluster import connect as connect
+    from fcn_ray.config import ModelSpec as ModelSpec
     from fcn_ray.config import SegmentConfig as SegmentConfig
     from fcn_ray.config import TrainConfig as TrainConfig
     from fcn_ray.config_text import load_config as load_config
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from fcn_ray.inference.job import segment as segment
     from fcn_ray.labels import LabelSet as LabelSet
     from fcn_ray.models.fcn import build_fcn as build_fcn
+    from fcn_ray.models.surgery import convolutionalize as convolutionalize
     from fcn_ray.tables.audit import audit as audit
     from fcn_ray.training.job import train as train
 else:
@@ -30,13 +33,16 @@ else:
         "Bundle": "fcn_ray.bundle",
         "FcnRayError": "fcn_ray.errors",
         "LabelSet": "fcn_ray.labels",
+        "ModelSpec": "fcn_ray.config",
         "SegmentConfig": "fcn_ray.config",
         "TrainConfig": "fcn_ray.config",
         "audit": "fcn_ray.tables.audit",
         "build_fcn": "fcn_ray.models.fcn",
         "connect": "fcn_ray.cluster",
+        "convolutionalize": "fcn_ray.models.surgery",
         "demo": "fcn_ray.demo",
         "evaluate": "fcn_ray.evaluation",
+        "grow": "fcn_ray.bundle",
         "load_bundle": "fcn_ray.bundle",
         "load_config": "fcn_ray.config_text",
         "save_bundle": "fcn_ray.bundle",

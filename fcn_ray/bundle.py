@@ -165,6 +165,15 @@ def save_bundle(
     return _existing(bundle)
 
 
+def grow(
+    bundle: Bundle, variant: str, *, precision: Precision = "float32", seed: int = 0
+) -> tuple[keras.Model, ModelSpec]:
+    """The network of `bundle` with a finer `variant` ("16s" or "8s"), and its spec: see fcn_ray.models.surgery.grow."""
+    from fcn_ray.models import surgery
+
+    return surgery.grow(bundle.build(), bundle.spec, variant, precision=precision, seed=seed)
+
+
 def _put_weights(uri: str, data: bytes) -> None:
     """Store the weights, unless the same ones are there from a save that was interrupted."""
     if not storage.put_if_absent(uri, data) and _file_digest(uri) != storage.digest(data):

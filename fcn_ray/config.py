@@ -156,13 +156,15 @@ class LossConfig(Section):
 
     kind: Literal["cross_entropy", "focal", "dice"] = "cross_entropy"
     """Cross entropy of every pixel (the paper); focal (Lin et al. 2017), which gives easy pixels less weight; or soft
-    dice (Milletari et al. 2016), one minus the mean overlap of the classes."""
+    dice (Milletari et al. 2016, with plain sums), one minus the mean overlap of the classes."""
     reduction: Literal["mean_valid", "sum"] = "mean_valid"
     """Mean over the valid pixels of the whole step, or the paper's sum over the map. Dice has neither."""
-    class_weights: Literal["none", "inverse", "median"] | tuple[Annotated[float, Field(gt=0)], ...] = "none"
+    class_weights: (
+        Literal["none", "inverse", "median"] | tuple[Annotated[float, Field(gt=0, allow_inf_nan=False)], ...]
+    ) = "none"
     """Factor on the pixels of each class: none, given by class id, one over the class's share of the training labels
     (inverse), or median frequency balancing (Eigen and Fergus 2015)."""
-    gamma: float = Field(default=2.0, ge=0)
+    gamma: float = Field(default=2.0, ge=0, allow_inf_nan=False)
     """Focusing exponent of the focal loss; 0 makes it cross entropy."""
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
-import tensorflow as tf
 
 from fcn_ray.config import ModelSpec
 from fcn_ray.models.fcn import build_fcn
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 
 def tiny_spec(**changes: Any) -> ModelSpec:
@@ -34,6 +36,8 @@ def tiny_model(spec: ModelSpec | None = None, **options: Any) -> keras.Model:
 
 def any_size(model: keras.Model) -> Callable[[np.ndarray], tf.Tensor]:
     """The network compiled once for images of every size, as inference runs it."""
+    import tensorflow as tf  # not above: a process on JAX builds tiny networks too
+
     signature = [tf.TensorSpec((None, None, None, 3), tf.float32)]
     return tf.function(lambda images: model(images, training=False), input_signature=signature)
 

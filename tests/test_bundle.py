@@ -12,7 +12,7 @@ import pytest
 import safetensors.numpy
 
 from fcn_ray import storage
-from fcn_ray.bundle import Bundle, load_bundle, save_bundle
+from fcn_ray.bundle import Bundle, grow, load_bundle, save_bundle
 from fcn_ray.config import CAFFE_PREPROCESSING, Preprocessing
 from fcn_ray.errors import BundleError
 from fcn_ray.labels import LabelSet
@@ -238,3 +238,13 @@ def test_weights_of_another_network_are_refused(folder: Path) -> None:
     bundle = load_bundle(str(folder))
     with pytest.raises(BundleError, match=r"fc6/kernel is float32 .*7\), the spec needs float32 .*6\)"):
         bundle.build()
+
+
+def test_a_coarse_bundle_grows_into_a_finer_network(tmp_path: Path) -> None:
+    spec = tiny_spec(variant="32s")
+    bundle = save(tmp_path / "coarse", tiny_model(spec), spec=spec)
+    model, finer = grow(bundle, "16s")
+    assert (finer.variant, model.name) == ("16s", "fcn16s_vgg16")
+    kernels = [found.get_layer("fc6").get_weights()[0] for found in (model, bundle.build())]
+    assert np.array_equal(*kernels)
+    assert not model.get_layer("score_pool4").get_weights()[0].any()

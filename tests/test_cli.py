@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-COMMANDS = ["demo", "train", "segment", "evaluate", "audit", "config show"]
+COMMANDS = ["demo", "train", "segment", "evaluate", "audit", "config show", "config network"]
 
 
 def _run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -70,3 +70,23 @@ def test_config_show_prints_every_setting_or_what_a_job_would_use() -> None:
     assert "Padded pixels in one forward pass" in listing
     resolved = _run("config", "show", "train", "--set", "data=a", "--set", "out=b", "--set", "epochs=7").stdout
     assert yaml.safe_load(resolved)["epochs"] == 7
+
+
+@pytest.mark.keras
+def test_a_network_is_counted_by_its_settings_or_its_bundle(tiny_bundle: Path) -> None:
+    options = ["--set", "width=0.02", "--set", "fc_channels=8", "--set", "geometry=paper", "--size", "50x40"]
+    result = _run("config", "network", *options)
+    assert result.returncode == 0, result.stderr
+    assert "FCN-8s on vgg16, 21 classes, geometry paper" in result.stdout
+    assert "404 pixels" in result.stdout
+    assert "no tiles" in result.stdout
+    of_bundle = _run("config", "network", str(tiny_bundle))
+    assert "FCN-8s on vgg16, 3 classes, geometry same" in of_bundle.stdout
+    assert "margin of a tile                 224 pixels" in of_bundle.stdout
+
+
+@pytest.mark.parametrize("size", ["500", "0x10", "10x", "-1x5", "1e3x5"])
+def test_a_size_that_is_none_is_refused(size: str) -> None:
+    result = _run("config", "network", f"--size={size}")
+    assert result.returncode == 2
+    assert "expected WIDTHxHEIGHT" in result.stderr

@@ -43,6 +43,13 @@ def test_a_resolved_config_reads_back(tmp_path: Path) -> None:
         (["batch_size=5", "workers.count=2"], ["batch_size 5 must be a multiple of workers.count 2"]),
         (["model.variant=4s"], ["model.variant = '4s'", "'8s'"]),
         (["model.weights=a.npz", "model.width=0.5"], ["width 1.0", "0.5"]),
+        (["model.weights=a.npz", "model.start=b"], ["weights and start", "leave one"]),
+        (["model.backbone=resnet50", "model.geometry=paper"], ["geometry paper", "found resnet50", "use same"]),
+        (["model.backbone=resnet50", "model.width=0.5"], ["resnet50 has one width", "0.5"]),
+        (["model.output_stride=16"], ["output_stride 16", "resnet50"]),
+        (["model.backbone=resnet50", "model.variant=32s", "model.output_stride=16"], ["output_stride 16", "16s or 8s"]),
+        (["model.backbone=vgg19"], ["model.backbone = 'vgg19'", "alexnet"]),
+        (["loss.class_weights=[1, 0]"], ["loss.class_weights", "greater than 0"]),
         (["augment.scale=[2, 1]"], ["smallest, largest"]),
         (["epochs"], ["KEY=VALUE"]),
         (["classes=[a, *b]"], ["aliases"]),
@@ -98,3 +105,14 @@ def test_a_spec_leaves_out_where_weights_came_from() -> None:
     spec = ModelSpec.from_config(ModelConfig(weights="vgg16.npz", fc_channels=16), num_classes=3)
     assert spec.num_classes == 3
     assert "weights" not in spec.model_dump()
+
+
+@pytest.mark.parametrize(("backbone", "channels"), [("vgg16", 4096), ("alexnet", 4096), ("resnet50", 512)])
+def test_the_head_is_as_wide_as_its_backbone_wants(backbone: str, channels: int) -> None:
+    assert ModelConfig(backbone=backbone).fc_channels == channels
+    assert ModelSpec(backbone=backbone, num_classes=2).fc_channels == channels
+    assert ModelConfig(backbone=backbone, fc_channels=7).fc_channels == 7
+
+
+def test_only_geometry_same_pads_to_a_grid() -> None:
+    assert (ModelConfig().grid, ModelConfig(geometry="paper").grid) == (32, 1)

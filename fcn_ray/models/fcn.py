@@ -14,10 +14,11 @@ from typing import Literal
 import keras
 import numpy as np
 
-from fcn_ray.config import STRIDE, ModelSpec
+from fcn_ray.config import STRIDE, ModelSpec, Preprocessing
 from fcn_ray.models.backbones import BACKBONES, FC6_SIZE, he_normal, seed_of
 from fcn_ray.models.coordinates import locate
 from fcn_ray.models.layers import CropLike, PadToStride, Scale, SeededDropout, Tensor
+from fcn_ray.models.preprocessing import Normalise
 from fcn_ray.models.upsampling import Deconvolution, Upsample, kernel_size
 
 Precision = Literal["float32", "bfloat16"]
@@ -61,6 +62,19 @@ def build_fcn(spec: ModelSpec, *, precision: Precision = "float32", seed: int = 
     scores = _upsample(images, scores, spec, "image")
     logits = CropLike(_offset(images, scores, None), dtype="float32", name="logits")([scores, images])
     return keras.Model(images, logits, name=f"fcn{spec.variant}_{spec.backbone}")
+
+
+def take_raw_images(model: keras.Model, preprocessing: Preprocessing) -> keras.Model:
+    """`model` with its normalisation inside, for programs that are not ours; it has the weights of `model` itself.
+
+    RGB float32 (N, H, W, 3) of 0..255 -> float32 logits (N, H, W, num_classes), any N, H, W >= 1.
+    """
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.synchronized = False  # only training needs it, and other backends of Keras do not load it
+    images = keras.Input((None, None, 3), dtype="float32", name="image")
+    normalised = Normalise(preprocessing, dtype="float32", name="normalise")(images)
+    return keras.Model(images, model(normalised), name=f"raw_{model.name}")
 
 
 def count_parameters(model: keras.Model) -> int:
@@ -126,6 +140,7 @@ def _join(coarse: Tensor, fine: Tensor, spec: ModelSpec, name: str) -> Tensor:
     )(both)
 
 
+@keras.saving.register_keras_serializable(package="fcn_ray")  # a .keras file names it
 def _two_identities(shape: tuple[int, ...], dtype: str | None = None) -> Tensor:
     """(1, 1, 2 C, C): one identity above another."""
     return keras.ops.cast(np.tile(np.eye(shape[3], dtype=np.float32), (2, 1))[None, None], dtype or "float32")

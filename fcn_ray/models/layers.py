@@ -31,8 +31,9 @@ class PadToStride(keras.layers.Layer):  # type: ignore[misc]  # Keras has no typ
 
     def call(self, images: Tensor) -> Tensor:
         """Padded copy of `images`."""
-        _, height, width, _ = ops.shape(images)
-        return ops.pad(images, [[0, 0], [0, -height % self.stride], [0, -width % self.stride], [0, 0]])
+        # size * (stride - 1) is -size, modulo the stride, and not negative: the ONNX of tf2onnx rounds towards zero.
+        below, right = (size * (self.stride - 1) % self.stride for size in ops.shape(images)[1:3])
+        return ops.pad(images, [[0, 0], [0, below], [0, right], [0, 0]])
 
     def compute_output_shape(self, input_shape: Shape) -> Shape:
         """Each known size rounded up."""
@@ -85,7 +86,8 @@ class CeilMaxPooling(keras.layers.Layer):  # type: ignore[misc]  # Keras has no 
 
     def call(self, inputs: Tensor) -> Tensor:
         """Maxima of the windows."""
-        over = [(self.pool_size[0] - size) % self.strides for size in ops.shape(inputs)[1:3]]
+        # pool_size - size, modulo the strides, and not negative: see PadToStride.
+        over = [(self.pool_size[0] + size * (self.strides - 1)) % self.strides for size in ops.shape(inputs)[1:3]]
         padded = ops.pad(inputs, [[0, 0], [0, over[0]], [0, over[1]], [0, 0]])
         return ops.max_pool(padded, self.pool_size, self.strides, padding="valid")
 

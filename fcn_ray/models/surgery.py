@@ -112,7 +112,7 @@ def transplant(weights: Mapping[str, Any], model: keras.Model) -> list[str]:
     taken = []
     for weight in model.weights:
         value = weights.get(weight.path)
-        if value is not None and tuple(value.shape) == tuple(weight.shape):
+        if value is not None and np.shape(value) == tuple(weight.shape):
             weight.assign(value)
             taken.append(weight.path)
     return taken

@@ -88,7 +88,8 @@ def _read_npz(file: BinaryIO) -> RawArrays:
         _check_size(info.file_size for info in archive.infolist())
     file.seek(0)
     with np.load(file, allow_pickle=False) as npz:
-        return {name: npz[name] for name in npz.files}
+        # What is not .npy inside comes out as bytes.
+        return {name: array for name in npz.files if isinstance(array := npz[name], np.ndarray)}
 
 
 def _read_safetensors(file: BinaryIO) -> RawArrays:

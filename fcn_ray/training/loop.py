@@ -18,7 +18,7 @@ import numpy as np
 import ray.train
 import tensorflow as tf
 
-from fcn_ray.bundle import load_bundle, save_bundle
+from fcn_ray.bundle import grow, load_bundle, save_bundle
 from fcn_ray.config import TrainConfig
 from fcn_ray.errors import BundleError, DivergedError, StorageError
 from fcn_ray.images.geometry import pad_batch, padded_size
@@ -27,7 +27,6 @@ from fcn_ray.models.losses import build_loss
 from fcn_ray.models.metrics import Scores, confusion_matrix, scores
 from fcn_ray.models.prediction import build_predict_fn
 from fcn_ray.models.preprocessing import normalise
-from fcn_ray.models.surgery import grow
 from fcn_ray.models.weights import load_backbone_weights
 from fcn_ray.training import ingest
 from fcn_ray.training.checkpoints import (
@@ -146,8 +145,7 @@ def build_network(job: Job) -> tuple[keras.Model, frozenset[str]]:
     """The network as it is before the first step, and the names of its layers that have learned before."""
     settings, precision, seed = job.config.model, job.config.precision, job.config.seed
     if settings.start:
-        bundle = load_bundle(settings.start)
-        model, _ = grow(bundle.build(), bundle.spec, job.spec.variant, precision=precision, seed=seed)
+        model, _ = grow(load_bundle(settings.start), job.spec.variant, precision=precision, seed=seed)
         return model, frozenset(layer.name for layer in backbone_layers(model))
     model = build_fcn(job.spec, precision=precision, seed=seed)
     if settings.weights:

@@ -98,3 +98,11 @@ def test_confidence_is_the_softmax_of_the_logits() -> None:
     softmax = np.asarray(keras.ops.softmax(model(normalise(image, Preprocessing()))))[0]
     top, mask = softmax.max(axis=-1), softmax.argmax(axis=-1)
     np.testing.assert_allclose(confidence[0], [top[mask == k].sum() for k in range(4)], rtol=1e-5)
+
+
+def test_confidences_of_many_pixels_add_up(colours_as_logits: keras.Model) -> None:
+    """A large tile: a sum over both axes at once would be off in the third digit."""
+    side = 1024
+    images = np.full((1, side, side, 3), [1, 0, 0], np.uint8)
+    _, _, confidence = compiled(colours_as_logits, PLAIN)(images, [(side, side)], cores([(side, side)]))
+    np.testing.assert_allclose(confidence[0, 0] / side**2, np.exp(1) / (np.exp(1) + 2), rtol=1e-6)

@@ -189,3 +189,13 @@ def test_learned_deconvolutions_of_another_stride_start_anew() -> None:
     grown, _ = grow(coarse, spec, "16s")
     assert tuple(grown.get_layer("upsample_to_image").kernel.shape) == (32, 32, 4, 4)
     assert np.array_equal(grown.get_layer("fc6").get_weights()[0], coarse.get_layer("fc6").get_weights()[0])
+
+
+def test_a_new_level_is_scaled_as_the_old_ones_are() -> None:
+    spec = tiny_spec(variant="32s")
+    coarse = tiny_model(spec)
+    assert [float(grow(coarse, spec, "8s")[0].get_layer(n).factor) for n in ("scale_pool4", "scale_pool3")] == [1, 1]
+    coarse.get_layer("scale_pool5").factor.assign(1 / 8)  # as load_backbone_weights leaves it
+    grown, _ = grow(coarse, spec, "8s")
+    scales = [float(grown.get_layer(name).factor) for name in ("scale_pool5", "scale_pool4", "scale_pool3")]
+    assert scales == [1 / 8, 1 / 128, 1 / 512]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -311,9 +312,12 @@ def _with(change: Any) -> Arrays:
 
 def test_wrong_values_are_refused() -> None:
     _refused("vgg16", _with(lambda a: np.full_like(a, np.nan)), "block2_conv1/kernel holds NaN or infinite values")
-    _refused("vgg16", _with(lambda a: a.astype(np.float64) * 1e300), "block2_conv1/kernel holds NaN or infinite")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        _refused("vgg16", _with(lambda a: a.astype(np.float64) * 1e300), "block2_conv1/kernel holds NaN or infinite")
     _refused("vgg16", _with(lambda a: a.astype(np.int8)), "block2_conv1/kernel is int8, expected floating-point")
     _refused("vgg16", _with(lambda a: a.ravel()), r"features.5.weight has shape \(144,\), expected the 4 axes")
     _refused("vgg16", _with(lambda a: np.float32(1)), r"features.5.weight has shape \(\), expected the 4 axes")
     stored = as_stored(a_classifier("vgg16"), "vgg16", "torchvision")
     _refused("vgg16", stored | {"classifier.0.weight": np.array(0.0)}, r"classifier.0.weight has shape \(\), expected")
+    _refused("vgg16", stored | {"features.28.weight": np.zeros((0, 4, 3, 3))}, r"classifier.0.weight has shape \(8, 19")

@@ -215,6 +215,63 @@ def test_broken_files_are_refused(tmp_path: Path, arrays: Arrays, suffix: str, h
         read_arrays(str(path))
 
 
+def _npy(shape: str) -> bytes:
+    header = f"{{'descr': '<f4', 'fortran_order': False, 'shape': {shape}}}".ljust(117) + "\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+
+
+@pytest.mark.parametrize(
+    ("name", "members"),
+    [
+        ("w.keras", {"model.weights.h5": b""}),  # LookupError
+        ("w.keras", {"config.json": b'{"config": {"layers": [1]}}'}),  # TypeError
+        ("w.keras", {"config.json": b"[" * 100_000}),  # RecursionError
+        ("w.keras", {"config.json": b"\xff"}),  # UnicodeDecodeError
+        ("w.keras", {"config.json": b'{"config": {"layers": [{"class_name": "Conv2D", "config": {"name": "a"}}]}}'}),
+        ("w.npz", {"a.npy": _npy("(1000000000000,)")}),  # MemoryError
+        ("w.npz", {"a.npy": _npy(f"({2**70},)")}),  # OverflowError
+        ("w.npz", {"a.npy": _npy("(3,)")}),  # ValueError
+        ("w.npz", {"a.npy": _npy("(3,)")[:9]}),
+    ],
+)
+def test_crafted_archives_are_refused(tmp_path: Path, name: str, members: dict[str, bytes]) -> None:
+    with h5py.File(tmp_path / "part", "w") as file:
+        file["layers/conv2d"] = np.zeros(3)  # no group: AttributeError
+    with zipfile.ZipFile(tmp_path / name, "w") as archive:
+        for member, data in members.items():
+            archive.writestr(member, data)
+        if "config.json" in members:
+            archive.write(tmp_path / "part", "model.weights.h5")
+    with pytest.raises(ConfigError, match=r"w.*: not a readable"):
+        read_arrays(str(tmp_path / name))
+
+
+def test_damaged_compression_is_refused(tmp_path: Path, arrays: Arrays) -> None:
+    np.savez_compressed(tmp_path / "w.npz", **arrays)
+    data = bytearray((tmp_path / "w.npz").read_bytes())
+    data[60:90] = bytes(30)
+    (tmp_path / "w.npz").write_bytes(data)
+    with pytest.raises(ConfigError, match=r"not a readable .npz file \(Error -3 while decompressing"):
+        read_arrays(str(tmp_path / "w.npz"))
+
+
+def test_an_archive_that_ends_early_is_refused(tmp_path: Path, arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise EOFError("Compressed file ended before the end-of-stream marker was reached")  # found with altered files
+
+    np.savez(tmp_path / "w.npz", **arrays)
+    monkeypatch.setattr(np, "load", fail)
+    with pytest.raises(ConfigError, match=r"not a readable .npz file \(Compressed file ended"):
+        read_arrays(str(tmp_path / "w.npz"))
+
+
+def test_other_files_inside_an_npz_are_left_out(tmp_path: Path, arrays: Arrays) -> None:
+    np.savez(tmp_path / "w.npz", **arrays)
+    with zipfile.ZipFile(tmp_path / "w.npz", "a") as archive:
+        archive.writestr("README", "where they come from")
+    assert_equal(read_arrays(str(tmp_path / "w.npz")), arrays)
+
+
 def test_pickles_in_an_npz_are_refused(tmp_path: Path) -> None:
     class Harm:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -254,14 +311,19 @@ def test_archives_that_unpack_to_too_much_are_refused(
         read_arrays(str(path))
 
 
-def test_datasets_that_say_they_are_terabytes_are_refused(tmp_path: Path) -> None:
+def test_datasets_that_say_they_are_large_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with h5py.File(tmp_path / "w.h5", "w") as file:
-        for part in range(3):
-            shape = (10**6, 10**3)  # 4 GB each: a limit for the single one would let them all pass
-            file.create_dataset(f"conv{part}/kernel", shape, "f4", chunks=(10, 10), compression="gzip")
-    assert (tmp_path / "w.h5").stat().st_size < 100_000
-    with pytest.raises(ConfigError, match="it holds 12,000,000,000 bytes, expected at most 4,000,000,000"):
+        for part in range(3):  # of as much as all of them may have: a limit for each would let them pass
+            file.create_dataset(f"conv{part}/kernel", (500, 500), "f4", chunks=(500, 500), compression="gzip")
+    assert (tmp_path / "w.h5").stat().st_size < 10_000
+    monkeypatch.setattr(weight_readers, "MAX_BYTES", 1_000_000)
+    with pytest.raises(ConfigError, match="it holds 3,000,000 bytes, expected at most 1,000,000"):
         read_arrays(str(tmp_path / "w.h5"))
+
+
+def test_the_limit_lets_classifiers_through() -> None:
+    vgg16_in_double_precision_with_a_momentum = 2 * 8 * 138_357_544
+    assert vgg16_in_double_precision_with_a_momentum < weight_readers.MAX_BYTES < 2**33
 
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, arrays: Arrays, monkeypatch: pytest.MonkeyPatch) -> None:

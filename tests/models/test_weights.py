@@ -205,6 +205,7 @@ def test_imagenet_brings_the_dense_layers_when_they_fit(
 )
 def test_imagenet_for_deep_backbones(monkeypatch: pytest.MonkeyPatch, backbone: str, function: str) -> None:
     model = build_fcn(tiny_spec(backbone=backbone, width=1.0))
+    model.get_layer("fc6").filters = 4096  # as many as VGG16's dense layers have
     theirs = getattr(keras.applications, function)(weights=None, include_top=False, input_shape=(None, None, 3))
     theirs.set_weights([array + 1 for array in theirs.get_weights()])
     asked: dict[str, Any] = {}

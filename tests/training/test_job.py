@@ -20,7 +20,7 @@ import pytest
 import safetensors.numpy
 
 from fcn_ray.bundle import load_bundle
-from fcn_ray.config import TrainConfig
+from fcn_ray.config import ModelConfig, TrainConfig
 from fcn_ray.config_text import dump_config, load_config
 from fcn_ray.errors import ConfigError, DataError, DivergedError, ForeignOutputError, ResourceError, StorageError
 from fcn_ray.training import job as training_job
@@ -347,6 +347,22 @@ def test_a_checkpoint_that_only_the_driver_can_read_ends_the_job_instead_of_star
     with pytest.raises(StorageError, match=f"worker 0 cannot read {chosen.folder}: is `out` on shared storage"):
         train(config)
     assert list_checkpoints(str(out)) == []
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_coarse_network_is_trained_on_as_a_finer_one(data: Path, tmp_path: Path) -> None:
+    """The paper's stages: 32s, then 16s from its bundle; the old layers take smaller steps than the new one."""
+    train(_config(data, tmp_path / "32s", model__variant="32s", epochs=1))
+    config = _config(data, tmp_path / "16s", epochs=1, optimizer__backbone_rate=0, optimizer__weight_decay=0)
+    start = ModelConfig(start=str(tmp_path / "32s" / "bundle"), variant="16s")
+    report = train(config.model_copy(update={"model": start}))
+    assert load_bundle(report.bundle).spec.variant == "16s"
+    coarse, fine = (safetensors.numpy.load_file(tmp_path / v / "bundle" / "model.safetensors") for v in ("32s", "16s"))
+    backbone = [name for name in coarse if name.startswith("block")]
+    assert len(backbone) == 26
+    assert all(np.array_equal(coarse[name], fine[name]) for name in backbone), "a rate of zero leaves them alone"
+    assert not np.array_equal(coarse["fc6/kernel"], fine["fc6/kernel"])
+    assert fine["score_pool4/kernel"].any()
 
 
 # -------------------------------------------------------------------------------------- refused before the cluster

@@ -63,3 +63,49 @@ def test_weights_that_cannot_be_used_are_refused(flags: dict[str, Any], weights:
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ConfigError, match=r"w.npz: not a readable .npz file"):
         prepare(_config(flags, weights=str(weights)))
+
+
+# ------------------------------------------------------------------------------------------- starting from a bundle
+
+
+@pytest.fixture
+def coarse(tmp_path: Path) -> Path:
+    """A 32s bundle of the classes that pictures have."""
+    from fcn_ray.bundle import save_bundle
+    from tests.networks import tiny_model, tiny_spec
+
+    spec = tiny_spec(variant="32s", num_classes=len(pictures.LABELS))
+    save_bundle(str(tmp_path / "coarse"), tiny_model(spec), spec, pictures.LABELS, TORCH, {})
+    return tmp_path / "coarse"
+
+
+@pytest.mark.keras
+def test_a_job_that_starts_from_a_bundle_takes_its_network_and_preprocessing(
+    flags: dict[str, Any], coarse: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del flags["model.backbone"]
+    monkeypatch.chdir(coarse.parent)
+    grown = prepare(_config(flags, start="coarse", variant="16s"))
+    assert (grown.spec.variant, grown.spec.width, grown.spec.fc_channels) == ("16s", 0.02, 6)
+    assert grown.preprocessing == TORCH
+    assert grown.config.model.start == coarse.as_posix()
+    assert prepare(_config(flags, start="coarse")).spec.variant == "32s"
+
+
+@pytest.mark.keras
+def test_only_the_variant_may_change_and_only_to_a_finer_one(flags: dict[str, Any], coarse: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model.backbone = 'alexnet_torchvision', but model.start .*has 'vgg16'"):
+        prepare(_config(flags, start=str(coarse)))
+    del flags["model.backbone"]
+    with pytest.raises(ConfigError, match=r"model.width = 0.5, but model.start .* has 0.02: leave it out"):
+        prepare(_config(flags, start=str(coarse), width=0.5))
+    fine = coarse.parent / "fine"
+    from fcn_ray.bundle import save_bundle
+    from tests.networks import tiny_model, tiny_spec
+
+    spec = tiny_spec(variant="8s", num_classes=3)
+    save_bundle(str(fine), tiny_model(spec), spec, pictures.LABELS, TORCH, {})
+    with pytest.raises(ConfigError, match=r"16s is coarser than the 8s of model\.start"):
+        prepare(_config(flags, start=str(fine), variant="16s"))
+    with pytest.raises(ConfigError, match=r"knows the classes .*, .* has \['a', 'b', 'c'\]"):
+        prepare(_config(flags, start=str(fine)).model_copy(update={"classes": ("a", "b", "c")}))
