@@ -28,7 +28,11 @@ class Section(BaseModel):
 
 Backbone = Literal["vgg16", "alexnet", "alexnet_torchvision", "resnet50", "mobilenetv3_large", "mobilenetv3_small"]
 
-PAPER_BACKBONES = ("vgg16", "alexnet", "alexnet_torchvision")
+FC6_SIZE = {"vgg16": 7, "alexnet": 6, "alexnet_torchvision": 6}
+"""Cells of the last features that the classifier's first dense layer spans, on a side: 7x7x512 for VGG16, 6x6x256 for
+AlexNet. It becomes fc6 (paper, section 3.1)."""
+
+PAPER_BACKBONES = tuple(FC6_SIZE)
 """Backbones whose classifier has dense layers: fc6 and fc7 are those, and the paper's geometry is defined for them."""
 
 

@@ -7,7 +7,7 @@ to conv5, as in Caffe), so that weight files fit (fcn_ray.models.weights).
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -21,10 +21,6 @@ Features = dict[int, Tensor]
 
 PAPER_PAD = 100
 """Zeros around the image in the release: enough that every image has a cell, and every crop fits."""
-
-FC6_SIZE: Mapping[str, int] = {"vgg16": 7, "alexnet": 6, "alexnet_torchvision": 6}
-"""Cells that the first dense layer of the classifier spans, 7 x 7 x 512 for VGG16, 6 x 6 x 256 for AlexNet: the size of
-fc6. The head of a backbone that has no dense layer is 3 wide."""
 
 VGG16_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 """Channels of every convolution, by block (Simonyan & Zisserman 2015, table 1, column D)."""

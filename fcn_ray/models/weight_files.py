@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fcn_ray.config import CAFFE_PREPROCESSING, Preprocessing
+from fcn_ray.config import CAFFE_PREPROCESSING, FC6_SIZE, Preprocessing
 from fcn_ray.errors import ConfigError
 from fcn_ray.models.weight_readers import RawArrays, read_arrays
 
@@ -74,9 +74,6 @@ LAYERS: dict[str, dict[str, int]] = {
     "mobilenetv3_small": {"conv": 16, "expanded_conv_10_project": 96},
 }
 """Convolutions from the image on and their published output channels; of the deep networks the first and the last."""
-
-FC6_SIZES = {"vgg16": 7, "alexnet": 6, "alexnet_torchvision": 6}
-"""Cells of the last feature map that the classifier's first dense layer reads, across (fcn.md R3, R4)."""
 
 TORCH_INDICES = {
     "vgg16": ((0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28), (0, 3)),
@@ -143,7 +140,7 @@ def convert_weights(raw: RawArrays, backbone: str, source: str) -> Weights:
             raise ValueError(f"these are {convention} weights, which {backbone} cannot take: {MISFITS[backbone]}")
         for name in RELATIVES.keys() & raw.keys():
             raise ValueError(RELATIVES[name])
-        arrays = _paper_arrays(raw, backbone, convention) if backbone in FC6_SIZES else _deep_arrays(raw, backbone)
+        arrays = _paper_arrays(raw, backbone, convention) if backbone in FC6_SIZE else _deep_arrays(raw, backbone)
         arrays = {name: _as_float32(name, array) for name, array in arrays.items()}
     except ValueError as error:
         raise ConfigError(f"model.weights {source}: {error}") from error
@@ -179,7 +176,7 @@ def _paper_arrays(raw: RawArrays, backbone: str, convention: Convention) -> RawA
     for layer, name in theirs.items():
         kernel = _get(raw, name + kernel_end)
         if layer.startswith("fc"):
-            size = FC6_SIZES[backbone] if layer == "fc6" else 1
+            size = FC6_SIZE[backbone] if layer == "fc6" else 1
             kernel = _dense_as_convolution(kernel, convention, (size, size, channels), name + kernel_end)
         elif kernel.ndim != 4:
             raise ValueError(f"{name}{kernel_end} has shape {kernel.shape}, expected the 4 axes of a convolution")

@@ -10,18 +10,19 @@ import numpy as np
 from keras import ops
 from numpy.typing import NDArray
 
+from fcn_ray.config import FC6_SIZE
 from fcn_ray.errors import ConfigError
 from fcn_ray.models.fcn import backbone_layers
-from fcn_ray.models.weight_files import FC6_SIZES, IMAGENET, Weights, check_weights, convert_weights, read_weights
+from fcn_ray.models.weight_files import IMAGENET, Weights, check_weights, convert_weights, read_weights
 
 logger = logging.getLogger(__name__)
 
 MAGNITUDES: dict[str, dict[str, float]] = {
     "vgg16": {"scale_pool3": 512.0, "scale_pool4": 128.0, "scale_pool5": 8.0},
-    "alexnet_torchvision": {"scale_pool3": 1.0, "scale_pool4": 2.0, "scale_pool5": 1.0},
+    "alexnet_torchvision": {"scale_pool3": 2.0, "scale_pool4": 4.0, "scale_pool5": 1.0},
 }
 """Root mean square of the ImageNet features on photographs, as powers of two: on CamVid VGG16's are 605, 112 and 7,
-those of torchvision's AlexNet 1.4, 2.4 and 1.0. Caffe's AlexNet is not measured.
+those of torchvision's AlexNet 2.4, 3.4 and 1.4. Caffe's AlexNet is not measured.
 
 Unscaled, a step of one learning rate would move the scores of pool3 a hundred thousand times as far as those of a level
 of magnitude 1. The levels of the other backbones come out of a normalisation: 1.
@@ -102,7 +103,7 @@ def feature_scales(backbone: str) -> dict[str, float]:
 def _download(model: keras.Model, backbone: str) -> Weights:
     check_weights(IMAGENET, backbone)
     name, options = CLASSIFIERS[backbone]
-    with_dense = backbone in FC6_SIZES and model.get_layer("fc6").filters == 4096
+    with_dense = backbone in FC6_SIZE and model.get_layer("fc6").filters == 4096
     try:
         classifier = getattr(keras.applications, name)(include_top=with_dense, weights="imagenet", **options)
     except Exception as error:  # Keras raises a bare Exception when the download fails

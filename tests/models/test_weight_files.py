@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from fcn_ray.config import CAFFE_PREPROCESSING, Preprocessing
+from fcn_ray.config import CAFFE_PREPROCESSING, FC6_SIZE, Preprocessing
 from fcn_ray.errors import ConfigError
-from fcn_ray.models.weight_files import FC6_SIZES, LAYERS, check_weights, convert_weights, read_weights
+from fcn_ray.models.weight_files import LAYERS, check_weights, convert_weights, read_weights
 
 Arrays = dict[str, np.ndarray]
 
@@ -38,7 +38,7 @@ def a_classifier(backbone: str, channels: int = 4, outputs: int = 8) -> Arrays:
         arrays[f"{layer}/kernel"] = rng.normal(size=(3, 3, inputs // groups, channels)).astype(np.float32)
         arrays[f"{layer}/bias"] = rng.normal(size=channels).astype(np.float32)
         inputs = channels
-    size = FC6_SIZES[backbone]
+    size = FC6_SIZE[backbone]
     for layer, shape in {"fc6": (size, size, channels, outputs), "fc7": (1, 1, outputs, outputs)}.items():
         arrays[f"{layer}/kernel"] = rng.normal(size=shape).astype(np.float32)
         arrays[f"{layer}/bias"] = rng.normal(size=outputs).astype(np.float32)

@@ -14,9 +14,8 @@ import pytest
 import safetensors.numpy
 
 from fcn_ray.errors import ConfigError
-from fcn_ray.models.backbones import FC6_SIZE
 from fcn_ray.models.fcn import backbone_layers, build_fcn
-from fcn_ray.models.weight_files import FC6_SIZES, LAYERS
+from fcn_ray.models.weight_files import LAYERS
 from fcn_ray.models.weights import MAGNITUDES, load_backbone_weights
 from tests.networks import tiny_model, tiny_spec, weight_arrays
 
@@ -145,10 +144,6 @@ def test_a_slimmer_head_stays_random(tmp_path: Path, classifier: keras.Model, ca
         assert load_backbone_weights(model, save(tmp_path / "w.keras", classifier), "vgg16") == VGG16
     assert_loaded(model, head, atol=0)
     assert re.search(r"w.keras: fc6 and fc7 stay random: .*\(7, 7, 10, 5\).*classifier .*\(7, 7, 10, 6\)", caplog.text)
-
-
-def test_the_tables_agree() -> None:
-    assert FC6_SIZES == FC6_SIZE
 
 
 # ---------------------------------------------------------------------------------------------------- the scales
