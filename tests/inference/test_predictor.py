@@ -191,16 +191,19 @@ def test_paper_geometry_batches_equal_sizes_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_image_of_67_million_pixels_is_predicted_in_little_memory(tiny_bundle: Path) -> None:
-    """8192 x 8192 in a process of its own: its peak is that of a tile, not of the image's activations."""
+def test_a_large_image_is_predicted_in_the_memory_of_a_tile(tiny_bundle: Path) -> None:
+    """4096 x 4096 in a process of its own (8192 x 8192: tests/benchmarks/large_image.py).
+
+    Logits of the whole would be 4096 * 4096 * 3 * 4 bytes, 201 MB, eight times over while they are upsampled.
+    """
     code = (
         "import resource, sys, numpy as np\n"
         "from tests.inference.test_predictor import make_predictor\n"
         "from pathlib import Path\n"
-        "image = np.random.default_rng(0).integers(0, 255, (8192, 8192, 3), np.uint8)\n"
+        "image = np.random.default_rng(0).integers(0, 255, (4096, 4096, 3), np.uint8)\n"
         "found, = make_predictor(Path(sys.argv[1])).predict([image])\n"
-        "assert found.class_pixels.sum() == 8192 ** 2\n"
+        "assert found.class_pixels.sum() == 4096 ** 2\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)\n"
     )
     run = subprocess.run([sys.executable, "-c", code, str(tiny_bundle)], capture_output=True, text=True, check=True)
-    assert int(run.stdout) < 4096, "MiB"
+    assert int(run.stdout) < 1536, "MiB"
