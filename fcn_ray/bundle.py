@@ -118,7 +118,7 @@ class Bundle:
                 f"{uri} changed after the bundle was loaded: sha256 {found}, not {self.weights_sha256}; "
                 "put it back, or run the command again"
             )
-        model = build_fcn(self.spec, precision=precision)
+        model = build_fcn(self.spec, precision=precision, seed=None)
         assign_weights(model, data, uri)
         return model
 
@@ -176,7 +176,7 @@ def grow(
 
 def _put_weights(uri: str, data: bytes) -> None:
     """Store the weights, unless the same ones are there from a save that was interrupted."""
-    if not storage.put_if_absent(uri, data) and _file_digest(uri) != storage.digest(data):
+    if not storage.put_if_absent(uri, data) and storage.digest_file(uri) != storage.digest(data):
         raise BundleError(f"{uri} holds other weights and no {MANIFEST} beside it: delete it, or choose another folder")
 
 
@@ -259,18 +259,10 @@ def _describe(problem: dict[str, Any]) -> str:
     return f"{key} = {str(problem['input'])[:60]}: {problem['msg'].removeprefix('Value error, ')}"
 
 
-def _file_digest(uri: str) -> str:
-    sha256 = hashlib.sha256()
-    with storage.open_file(uri) as file:
-        while part := file.read(1 << 20):
-            sha256.update(part)
-    return sha256.hexdigest()
-
-
 def _check_digest(uri: str, expected: StoredWeights) -> None:
     if not storage.is_file(uri):
         raise BundleError(f"{uri} does not exist, but {MANIFEST} names it: get the whole bundle again")
     if (size := storage.stat(uri).size) != expected.bytes:
         raise BundleError(f"{uri} has {size} bytes, {MANIFEST} says {expected.bytes}: get the bundle again")
-    if (found := _file_digest(uri)) != expected.sha256:
+    if (found := storage.digest_file(uri)) != expected.sha256:
         raise BundleError(f"{uri} has sha256 {found}, {MANIFEST} says {expected.sha256}: get the bundle again")

@@ -50,8 +50,8 @@ class Architecture(Section):
     """Output stride: 32s has one score layer, 16s adds the skip at stride 16, 8s the one at stride 8 too."""
     width: float = Field(default=1.0, gt=0, le=4)
     """Factor on the channels of every backbone layer; 1.0 is the published network."""
-    fc_channels: Positive = 4096
-    """Channels of fc6 and fc7; by default 4096, and 512 for resnet50 and mobilenetv3."""
+    fc_channels: Positive | None = None
+    """Channels of fc6 and fc7; by default the classifier's 4096, and 512 for resnet50 and mobilenetv3."""
     dropout: float = Field(default=0.5, ge=0, lt=1)
     """Rate after fc6 and fc7, while training only."""
     fusion: Literal["sum", "concat"] = "sum"
@@ -62,14 +62,6 @@ class Architecture(Section):
     """"same" pads to a multiple of 32 and keeps sizes; "paper" pads by 100 and crops as the authors' release does."""
     output_stride: Literal[32, 16] = 32
     """Coarsest stride of the backbone; 16 dilates the last stage of resnet50 instead of striding."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _default_fc_channels(cls, data: Any) -> Any:
-        """The head is as wide as the classifier's own: 4096, or a quarter of ResNet50's channels."""
-        if isinstance(data, dict) and data.get("backbone", "vgg16") not in PAPER_BACKBONES:
-            return {"fc_channels": 512} | data
-        return data
 
     @model_validator(mode="after")
     def _check_architecture(self) -> Architecture:
@@ -96,8 +88,8 @@ class ModelConfig(Architecture):
     start: str | None = None
     """Bundle to start from, instead of weights: of the same network, or of a coarser variant, which is grown."""
     scales: Literal["features", "paper"] = "features"
-    """Factor on each level before it is scored: one over the magnitude of pretrained features, or the release's at-once
-    1, 0.01 and 0.0001."""
+    """Factor on each level that is new before it is scored: one over the magnitude of pretrained features, or the
+    release's at-once 1, 0.01 and 0.0001."""
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
@@ -105,18 +97,31 @@ class ModelConfig(Architecture):
             raise ValueError(f"weights are for width 1.0, found width {self.width:g}: leave one of the two out")
         if self.weights and self.start:
             raise ValueError("weights and start are two ways to begin: leave one of them out")
+        if self.scales == "paper" and not (self.weights or self.start):
+            raise ValueError("scales paper is for pretrained features: give weights or start too, or leave it out")
         return self
 
 
 class ModelSpec(Architecture):
     """All that is needed to build a network again; stored in a bundle (closed: no code, no class path)."""
 
+    fc_channels: Positive = 4096
+    """Channels of fc6 and fc7."""
     num_classes: int = Field(ge=2, le=255)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_fc_channels(cls, data: Any) -> Any:
+        """The head is as wide as the classifier's own: 4096, or a quarter of ResNet50's channels."""
+        if isinstance(data, dict) and data.get("backbone", "vgg16") not in PAPER_BACKBONES:
+            return {"fc_channels": 512} | data
+        return data
 
     @classmethod
     def from_config(cls, config: ModelConfig, num_classes: int) -> ModelSpec:
         """The network of a training job, once the number of classes is known."""
-        return cls(**config.model_dump(exclude={"weights", "start", "scales"}), num_classes=num_classes)
+        shape = config.model_dump(exclude={"weights", "start", "scales"}, exclude_none=True)
+        return cls(**shape, num_classes=num_classes)
 
 
 class Preprocessing(Section):
@@ -170,6 +175,12 @@ class LossConfig(Section):
     (inverse), or median frequency balancing (Eigen and Fergus 2015)."""
     gamma: float = Field(default=2.0, ge=0, allow_inf_nan=False)
     """Focusing exponent of the focal loss; 0 makes it cross entropy."""
+
+    @model_validator(mode="after")
+    def _check(self) -> LossConfig:
+        if self.kind == "dice" and self.reduction == "sum":
+            raise ValueError("dice is a ratio and has no sum over the map: leave reduction out")
+        return self
 
 
 class OptimizerConfig(Section):
@@ -280,9 +291,10 @@ class PredictConfig(Section):
     """TensorFlow threads of each actor; 0 takes all cores of its node."""
     batch_pixels: Positive = 1_600_000
     """Padded pixels in one forward pass; at least one image or tile goes through whatever its size."""
-    tile_pixels: int = Field(default=2_097_152, ge=262_144)
+    tile_pixels: int = Field(default=2_097_152, ge=524_288)
     """Padded pixels of the largest image that is predicted whole; larger ones go in tiles of at most so many, which
-    give the same mask. It bounds the memory of an actor; raise it on GPUs that have more."""
+    give the same mask up to rounding. It bounds the memory of an actor; raise it on GPUs that have more. Another value
+    is another run: networks without tiles refuse larger images."""
     max_restarts: int = Field(default=2, ge=0)
     """Times that a dead actor is started again before the job gives up."""
 

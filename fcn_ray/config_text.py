@@ -61,7 +61,7 @@ def dump_config(config: Section) -> str:
 
 
 def describe_config(kind: type[Section], prefix: str = "") -> list[tuple[str, str, str]]:
-    """(dotted key, default, meaning) of every knob of a job, in the order of this file."""
+    """(dotted key, default, meaning) of every knob of a job, in the order of config.py."""
     rows: list[tuple[str, str, str]] = []
     for name, field in kind.model_fields.items():
         if isinstance(field.default, Section):
@@ -118,7 +118,8 @@ def _put(data: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _describe(kind: type[Section], problem: dict[str, Any]) -> str:
-    location = [str(part) for part in problem["loc"]]
+    # Of a choice of types pydantic names the type too, as in class_weights.tuple[constrained-float, ...].
+    location = [str(part) for part in problem["loc"] if isinstance(part, int) or part.isidentifier()]
     name = ".".join(location) or "settings"
     if problem["type"] == "extra_forbidden":
         valid = _fields_at(kind, location[:-1])

@@ -209,6 +209,15 @@ def _flush_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def digest_file(uri: str) -> str:
+    """Hexadecimal sha256 of one file, read piece by piece. Raises StorageError as `read_bytes` does."""
+    sha256 = hashlib.sha256()
+    with open_file(uri) as file:
+        while part := file.read(1 << 20):
+            sha256.update(part)
+    return sha256.hexdigest()
+
+
 def digest(data: bytes) -> str:
     """Hexadecimal sha256."""
     return hashlib.sha256(data).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -32,6 +33,12 @@ def tiny_model(spec: ModelSpec | None = None, **options: Any) -> keras.Model:
             elif weight.path.endswith("bias"):
                 weight.assign(rng.normal(scale=0.3, size=weight.shape))
     return model
+
+
+@functools.cache
+def shared_model(**changes: Any) -> keras.Model:
+    """One tiny network of each kind for tests that only look at it: ResNet50 takes seconds to build."""
+    return tiny_model(tiny_spec(**changes))
 
 
 def any_size(model: keras.Model) -> Callable[[np.ndarray], tf.Tensor]:

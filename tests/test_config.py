@@ -50,6 +50,9 @@ def test_a_resolved_config_reads_back(tmp_path: Path) -> None:
         (["model.backbone=resnet50", "model.variant=32s", "model.output_stride=16"], ["output_stride 16", "16s or 8s"]),
         (["model.backbone=vgg19"], ["model.backbone = 'vgg19'", "alexnet"]),
         (["loss.class_weights=[1, 0]"], ["loss.class_weights", "greater than 0"]),
+        (["loss.class_weights=balanced"], ["loss.class_weights = 'balanced'", "'inverse'"]),
+        (["loss.kind=dice", "loss.reduction=sum"], ["dice", "leave reduction out"]),
+        (["model.scales=paper"], ["scales paper", "weights or start"]),
         (["augment.scale=[2, 1]"], ["smallest, largest"]),
         (["epochs"], ["KEY=VALUE"]),
         (["classes=[a, *b]"], ["aliases"]),
@@ -109,9 +112,9 @@ def test_a_spec_leaves_out_where_weights_came_from() -> None:
 
 @pytest.mark.parametrize(("backbone", "channels"), [("vgg16", 4096), ("alexnet", 4096), ("resnet50", 512)])
 def test_the_head_is_as_wide_as_its_backbone_wants(backbone: str, channels: int) -> None:
-    assert ModelConfig(backbone=backbone).fc_channels == channels
     assert ModelSpec(backbone=backbone, num_classes=2).fc_channels == channels
-    assert ModelConfig(backbone=backbone, fc_channels=7).fc_channels == 7
+    assert ModelSpec.from_config(ModelConfig(backbone=backbone), 2).fc_channels == channels
+    assert ModelSpec.from_config(ModelConfig(backbone=backbone, fc_channels=7), 2).fc_channels == 7
 
 
 def test_only_geometry_same_pads_to_a_grid() -> None:

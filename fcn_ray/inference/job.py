@@ -47,6 +47,7 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, verbose: bool = Fal
         "model": bundle.digest,
         "decoder": DECODER_VERSION,
         "max_pixels": config.max_pixels,
+        "tile_pixels": config.predict.tile_pixels,  # of a network without tiles, larger images have no mask
         "columns": asdict(columns),  # other images, ids or carried columns are other rows
     }
     if dry_run:

@@ -26,13 +26,19 @@ VGG16_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 51
 """Channels of every convolution, by block (Simonyan & Zisserman 2015, table 1, column D)."""
 
 
-def seed_of(name: str, seed: int) -> int:
+def seed_of(name: str, seed: int | None) -> int:
     """A seed for the layer `name`, so that no two layers draw the same numbers, in whatever order they are built."""
     return zlib.crc32(f"{seed}/{name}".encode())
 
 
-def he_normal(name: str, seed: int) -> keras.initializers.Initializer:
-    """Normal kernel of variance 2 / fan-in, which keeps the magnitude through a ReLU (He et al. 2015)."""
+def he_normal(name: str, seed: int | None) -> keras.initializers.Initializer:
+    """Normal kernel of variance 2 / fan-in, which keeps the magnitude through a ReLU (He et al. 2015).
+
+    Zeros without a `seed`, for weights that are about to be set: to draw VGG16's takes seconds, and JAX compiles a
+    program for every shape that it draws.
+    """
+    if seed is None:
+        return keras.initializers.Zeros()
     return keras.initializers.HeNormal(seed=seed_of(name, seed))
 
 
@@ -41,7 +47,7 @@ def scaled(channels: int, width: float, groups: int = 1) -> int:
     return max(1, round(channels * width / groups)) * groups
 
 
-def vgg16(inputs: Tensor, spec: Architecture, *, seed: int = 0, dtype: str = "float32") -> Features:
+def vgg16(inputs: Tensor, spec: Architecture, *, seed: int | None = 0, dtype: str = "float32") -> Features:
     """VGG16 up to pool5: 13 3x3 convolutions with ReLU, a 2x2 max pool after each block.
 
     `inputs` is (N, H, W, 3), normalised; in geometry "same" H and W are multiples of 32. `dtype` is a Keras dtype
@@ -77,7 +83,7 @@ def alexnet(
     *,
     single_tower: bool = False,
     pad: tuple[int, int] | None = None,
-    seed: int = 0,
+    seed: int | None = 0,
     dtype: str = "float32",
 ) -> Features:
     """AlexNet up to pool5: 5 convolutions with ReLU, 3x3 max pools of stride 2 after the first, second and fifth.
@@ -113,7 +119,7 @@ def alexnet(
     return {8: pools[1], 16: pools[2], 32: pools[5]}
 
 
-def resnet50(inputs: Tensor, spec: Architecture, *, seed: int = 0, dtype: str = "float32") -> Features:
+def resnet50(inputs: Tensor, spec: Architecture, *, seed: int | None = 0, dtype: str = "float32") -> Features:
     """ResNet50 (He et al. 2015) of keras-applications: its stages conv3, conv4, conv5 at strides 8, 16, 32.
 
     512, 1024, 2048 channels. With `spec.output_stride` 16 the last stage dilates by 2 instead of striding, so that its
@@ -133,7 +139,9 @@ def resnet50(inputs: Tensor, spec: Architecture, *, seed: int = 0, dtype: str = 
     return {stride: network.get_layer(name).output for stride, name in stages.items()}
 
 
-def mobilenetv3(inputs: Tensor, spec: Architecture, *, large: bool, seed: int = 0, dtype: str = "float32") -> Features:
+def mobilenetv3(
+    inputs: Tensor, spec: Architecture, *, large: bool, seed: int | None = 0, dtype: str = "float32"
+) -> Features:
     """MobileNetV3 (Howard et al. 2019) of keras-applications, of `spec.width`: its last blocks at strides 8 and 16, and
     its last convolution at 32.
 
@@ -152,7 +160,11 @@ def mobilenetv3(inputs: Tensor, spec: Architecture, *, large: bool, seed: int = 
 
 
 def _rebuild(
-    application: keras.Model, inputs: Tensor, seed: int, dtype: str, change: Callable[[str, dict[str, Any]], None]
+    application: keras.Model,
+    inputs: Tensor,
+    seed: int | None,
+    dtype: str,
+    change: Callable[[str, dict[str, Any]], None],
 ) -> keras.Model:
     """The network of keras-applications on `inputs`, in the policy `dtype`, with kernels drawn from `seed`.
 
@@ -166,7 +178,9 @@ def _rebuild(
         if isinstance(layer, keras.layers.Layer):  # the others are plain operations, of the dtype of their inputs
             config["dtype"] = dtype
         for key in ("kernel_initializer", "depthwise_initializer"):
-            if config.get(key):
+            if config.get(key) and seed is None:
+                config[key] = "zeros"
+            elif config.get(key):
                 config[key]["config"]["seed"] = seed_of(layer.name, seed)
         if isinstance(layer, keras.layers.BatchNormalization):
             config["synchronized"] = synchronized

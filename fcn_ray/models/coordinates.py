@@ -15,7 +15,16 @@ from typing import Any
 import keras
 
 from fcn_ray.config import STRIDE
-from fcn_ray.models.layers import CeilMaxPooling, CropLike, PadToStride, Tensor
+from fcn_ray.models.layers import (
+    CeilMaxPooling,
+    CropLike,
+    LocalResponseNormalization,
+    PadToStride,
+    Scale,
+    SeededDropout,
+    Tensor,
+)
+from fcn_ray.models.preprocessing import Normalise
 from fcn_ray.models.upsampling import Deconvolution, Upsample
 
 
@@ -128,9 +137,19 @@ def _read_by(layer: keras.Operation) -> list[Tensor]:
 
 
 def _step(layer: keras.Operation) -> Step:
-    """The geometry of `layer`."""
-    kind = next(kind for kind in type(layer).__mro__ if kind in STEPS)
-    return STEPS[kind](layer)
+    """The geometry of `layer`; ValueError for a type that nobody has told this module about."""
+    for kind in type(layer).__mro__:
+        if kind in STEPS:
+            return STEPS[kind](layer)
+    # MobileNetV3 writes x + 3 and x * 1/6 into its graph, which are operations and no layers.
+    if isinstance(layer, CELLWISE) or (
+        not isinstance(layer, keras.layers.Layer) and type(layer).__name__ in ("Add", "Multiply")
+    ):
+        return Step()
+    raise ValueError(
+        f"layer {layer.name}: where the cells of a {type(layer).__name__} lie is unknown; give the type an entry in "
+        "STEPS or CELLWISE of fcn_ray/models/coordinates.py"
+    )
 
 
 def _window(layer: Any) -> Step:
@@ -147,10 +166,6 @@ def _size(layer: Any) -> int:
     return (side - 1) * getattr(layer, "dilation_rate", (1,))[0] + 1
 
 
-def _identity(_layer: Any) -> Step:
-    return Step()
-
-
 STEPS: Mapping[type, Callable[[Any], Step]] = {
     keras.layers.Conv2D: _window,
     keras.layers.DepthwiseConv2D: _window,
@@ -158,15 +173,29 @@ STEPS: Mapping[type, Callable[[Any], Step]] = {
     CeilMaxPooling: _window,
     keras.layers.ZeroPadding2D: lambda layer: Step(offset=-layer.padding[0][0]),
     keras.layers.Cropping2D: lambda layer: Step(offset=layer.cropping[0][0]),
-    PadToStride: _identity,
     CropLike: lambda layer: Step(offset=layer.offset),
     # Blended from the cells nearer than one; places are multiples of half an output cell.
     Upsample: lambda layer: Step(1 / layer.factor, -layer.centre / layer.factor, 1 - 0.5 / layer.factor),
     Deconvolution: lambda layer: Step(1 / layer.factor, -layer.centre / layer.factor, 1 - 0.5 / layer.factor),
+    keras.layers.AveragePooling2D: _window,
     keras.layers.GlobalAveragePooling2D: lambda layer: Step(reach=math.inf),
-    keras.Operation: _identity,
 }
-"""Geometry by type of layer, the most derived first; every other layer works cell by cell."""
+"""Geometry by type of layer, the most derived first."""
+
+CELLWISE = (
+    PadToStride,
+    LocalResponseNormalization,
+    Normalise,
+    Scale,
+    SeededDropout,
+    keras.layers.Activation,
+    keras.layers.Add,
+    keras.layers.BatchNormalization,
+    keras.layers.Concatenate,
+    keras.layers.Multiply,
+    keras.layers.ReLU,
+)
+"""Layers whose output cell lies where the input cell does, and needs no other."""
 
 
 def _multiply_adds(layer: keras.Operation, inputs: tuple[int, ...], outputs: tuple[int, ...]) -> int:

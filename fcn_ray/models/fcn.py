@@ -14,8 +14,8 @@ from typing import Literal
 import keras
 import numpy as np
 
-from fcn_ray.config import STRIDE, ModelSpec, Preprocessing
-from fcn_ray.models.backbones import BACKBONES, FC6_SIZE, he_normal, seed_of
+from fcn_ray.config import FC6_SIZE, STRIDE, ModelSpec, Preprocessing
+from fcn_ray.models.backbones import BACKBONES, he_normal, seed_of
 from fcn_ray.models.coordinates import locate
 from fcn_ray.models.layers import CropLike, PadToStride, Scale, SeededDropout, Tensor
 from fcn_ray.models.preprocessing import Normalise
@@ -36,12 +36,12 @@ HEAD = ("pad", "scale_", "fc6", "fc7", "drop_", "score_", "fuse_", "upsample_", 
 """How the names of layers begin that are not the backbone's."""
 
 
-def build_fcn(spec: ModelSpec, *, precision: Precision = "float32", seed: int = 0) -> keras.Model:
+def build_fcn(spec: ModelSpec, *, precision: Precision = "float32", seed: int | None = 0) -> keras.Model:
     """The network of `spec`: normalised float32 (N, H, W, 3) -> float32 logits (N, H, W, num_classes), any H, W >= 1.
 
-    The same `spec` and `seed` give equal weights in every process. The score layers start at zero (paper, section 4.1),
-    hence the first loss is ln(num_classes). With "bfloat16" the layers up to fc7 compute in bfloat16; variables,
-    scores, upsampling and logits stay float32.
+    The same `spec` and `seed` give equal weights in every process; without a seed they are zeros, to be set. The score
+    layers start at zero (paper, section 4.1), hence the first loss is ln(num_classes). With "bfloat16" the layers up to
+    fc7 compute in bfloat16; variables, scores, upsampling and logits stay float32.
 
     Each level passes a `Scale` before the head reads it: 1 for a random backbone, whose features are about 1 from the
     start, and set by `load_backbone_weights` for a pretrained one, whose features are not.
@@ -87,7 +87,7 @@ def backbone_layers(model: keras.Model) -> list[keras.layers.Layer]:
     return [layer for layer in model.layers if layer.weights and not layer.name.startswith(HEAD)]
 
 
-def _convolutional_head(x: Tensor, spec: ModelSpec, policy: str, seed: int) -> Tensor:
+def _convolutional_head(x: Tensor, spec: ModelSpec, policy: str, seed: int | None) -> Tensor:
     """fc6 and fc7, the classifier's dense layers as convolutions (paper, section 3.1)."""
     for name, size in (("fc6", FC6_SIZE.get(spec.backbone, 3)), ("fc7", 1)):
         keeps_size = spec.geometry == "same"
@@ -122,8 +122,8 @@ def _fuse_scores(images: Tensor, features: dict[int, Tensor], spec: ModelSpec) -
         )
         if fused is not None:
             fused = _upsample(images, fused, spec, name, like=scores)
-            offset = _offset(images, scores, fused)
             if spec.geometry == "paper":
+                offset = _offset(images, scores, fused)
                 scores = CropLike(offset, dtype="float32", name=f"crop_{name}")([scores, fused])
             scores = _join(fused, scores, spec, name)
         fused = scores
@@ -140,7 +140,7 @@ def _join(coarse: Tensor, fine: Tensor, spec: ModelSpec, name: str) -> Tensor:
     )(both)
 
 
-@keras.saving.register_keras_serializable(package="fcn_ray")  # a .keras file names it
+@keras.saving.register_keras_serializable(package="fcn_ray")  # type: ignore[untyped-decorator]  # Keras has no types
 def _two_identities(shape: tuple[int, ...], dtype: str | None = None) -> Tensor:
     """(1, 1, 2 C, C): one identity above another."""
     return keras.ops.cast(np.tile(np.eye(shape[3], dtype=np.float32), (2, 1))[None, None], dtype or "float32")

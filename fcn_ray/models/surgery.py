@@ -7,7 +7,8 @@ features is named, since only in the right one the converted network says what t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from itertools import pairwise
+from typing import Literal
 
 import keras
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from fcn_ray.config import VARIANTS, ModelSpec
 from fcn_ray.models.fcn import Precision, build_fcn
 from fcn_ray.models.layers import Tensor
-from fcn_ray.models.weights import feature_scales
+from fcn_ray.models.weights import RELEASE_SCALES, feature_scales
 
 FlattenOrder = Literal["keras", "caffe", "torch"]
 """Order of the features that a classifier's first dense layer reads: rows, columns, channels in Keras; channels, rows,
@@ -38,15 +39,19 @@ def convolutionalize(classifier: keras.Model, *, flatten: FlattenOrder = "keras"
     flat = [index for index, layer in enumerate(layers) if isinstance(layer, keras.layers.Flatten)]
     if len(flat) != 1:
         raise ValueError(
-            f"{classifier.name} has {len(flat)} Flatten layers, expected one between features and classifier"
+            f"{classifier.name} has {len(flat)} Flatten layers, expected one between features and classifier (behind "
+            "global pooling the dense layers are 1x1 convolutions already: build such a backbone with build_fcn)"
         )
-    features, head = layers[: flat[0]], layers[flat[0] + 1 :]
     images = keras.Input((None, None, *classifier.input_shape[3:]), name="image")
     trunk = keras.Model(classifier.inputs, layers[flat[0]].input)
     cells = keras.models.clone_model(trunk, input_tensors=[images]).outputs[0]
     map_shape = layers[flat[0]].input.shape[1:]
-    weights: dict[str, list[np.ndarray]] = {layer.name: layer.get_weights() for layer in features}
-    for layer in head:
+    weights: dict[str, list[np.ndarray]] = {layer.name: layer.get_weights() for layer in layers[: flat[0]]}
+    for before, layer in pairwise(layers[flat[0] :]):
+        if layer.input is not before.output:
+            raise ValueError(
+                f"layer {layer.name} does not read {before.name}: expected a chain of layers behind Flatten"
+            )
         cells, weights[layer.name] = _convolutional(layer, cells, map_shape, flatten)
         if isinstance(layer, keras.layers.Dense):
             map_shape = (1, 1, layer.units)
@@ -64,7 +69,13 @@ def _convolutional(
     if isinstance(layer, keras.layers.Dense):
         kernel, *bias = layer.get_weights()
         convolution = keras.layers.Conv2D(
-            layer.units, map_shape[:2], activation=layer.activation, use_bias=layer.use_bias, name=layer.name
+            layer.units,
+            map_shape[:2],
+            activation=layer.activation,
+            use_bias=layer.use_bias,
+            trainable=layer.trainable,
+            dtype=layer.dtype_policy,
+            name=layer.name,
         )
         return convolution(cells), [dense_to_convolution(kernel, map_shape, flatten), *bias]
     if isinstance(layer, keras.layers.Dropout | keras.layers.Activation | keras.layers.ReLU | keras.layers.Softmax):
@@ -88,26 +99,39 @@ def dense_to_convolution(kernel: np.ndarray, map_shape: tuple[int, ...], flatten
 def grow(
     model: keras.Model, spec: ModelSpec, variant: str, *, precision: Precision = "float32", seed: int = 0
 ) -> tuple[keras.Model, ModelSpec]:
-    """A finer FCN with the weights of `model`, a network of `spec`: 32s -> 16s -> 8s, and its spec.
+    """An FCN of the same or a finer `variant` with the weights of `model`, a network of `spec`, and its spec.
 
     The new score layers are zero, so that the grown network starts with exactly the predictions of `model`, upsampled
     in two steps instead of one (paper, section 4.2). Learned deconvolutions that changed their stride start bilinear.
-    The scale of a new level is that of pretrained features where those of the old levels are.
-    Raises ValueError when `variant` is not finer than that of `spec`.
+    Raises ValueError when `variant` is none, or coarser than that of `spec`.
     """
-    if VARIANTS.index(variant) < VARIANTS.index(spec.variant):
-        raise ValueError(f"a {spec.variant} network cannot become {variant}: it grows from 32s to 16s to 8s")
+    if variant not in VARIANTS or VARIANTS.index(variant) < VARIANTS.index(spec.variant):
+        raise ValueError(f"a {spec.variant} network cannot become {variant}: it grows {' -> '.join(VARIANTS)}")
     finer = spec.model_copy(update={"variant": variant})
     grown = build_fcn(finer, precision=precision, seed=seed)
-    weights = {weight.path: keras.ops.convert_to_numpy(weight) for weight in model.weights}
-    known = feature_scales(spec.backbone)
-    if all(weights[path] == factor for path, factor in known.items() if path in weights):
-        weights = known | weights  # pretrained features: a new level is scaled as the old ones were
-    transplant(weights, grown)
+    graft(grown, {weight.path: keras.ops.convert_to_numpy(weight) for weight in model.weights}, spec.backbone)
     return grown, finer
 
 
-def transplant(weights: Mapping[str, Any], model: keras.Model) -> list[str]:
+def graft(
+    model: keras.Model,
+    weights: Mapping[str, np.ndarray],
+    backbone: str,
+    scales: Literal["features", "paper"] = "features",
+) -> list[str]:
+    """Set what `model` has in common with a coarser network's `weights`, by path; the names of the layers set.
+
+    A level that is new is scaled as pretrained features are, where the old levels are (`scales` "features"), or as in
+    the release ("paper"): see fcn_ray.models.weights.
+    """
+    known = feature_scales(backbone)
+    pretrained = all(weights[path] == factor for path, factor in known.items() if path in weights)
+    new = RELEASE_SCALES if scales == "paper" else known if pretrained else {}
+    transplant({path: np.asarray(factor, np.float32) for path, factor in new.items()}, model)
+    return sorted({path.partition("/")[0] for path in transplant(weights, model)})
+
+
+def transplant(weights: Mapping[str, np.ndarray], model: keras.Model) -> list[str]:
     """Set the weights of `model` that `weights` has under the same path and in the same shape; the paths set."""
     taken = []
     for weight in model.weights:

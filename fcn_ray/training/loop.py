@@ -1,8 +1,8 @@
 """What one Ray Train worker does, top to bottom: build the replica, go through the epochs, keep checkpoints.
 
 Keras 3's `fit` does not run under MultiWorkerMirroredStrategy; `strategy.run` with a Keras optimizer does, with public
-names only. One worker is one replica. The loss of a step is the mean over all valid pixels of all workers, so that W
-workers take exactly the step that one worker takes on the same images (fcn.md R11).
+names only. One worker is one replica. The loss of a step is that of the valid pixels of all workers, so that W workers
+take exactly the step that one worker takes on the same images (fcn.md R11).
 """
 
 from __future__ import annotations
@@ -18,15 +18,16 @@ import numpy as np
 import ray.train
 import tensorflow as tf
 
-from fcn_ray.bundle import grow, load_bundle, save_bundle
+from fcn_ray.bundle import load_bundle, save_bundle
 from fcn_ray.config import TrainConfig
 from fcn_ray.errors import BundleError, DivergedError, StorageError
 from fcn_ray.images.geometry import pad_batch, padded_size
-from fcn_ray.models.fcn import backbone_layers, build_fcn
+from fcn_ray.models.fcn import build_fcn
 from fcn_ray.models.losses import build_loss
 from fcn_ray.models.metrics import Scores, confusion_matrix, scores
 from fcn_ray.models.prediction import build_predict_fn
 from fcn_ray.models.preprocessing import normalise
+from fcn_ray.models.surgery import graft
 from fcn_ray.models.weights import load_backbone_weights
 from fcn_ray.training import ingest
 from fcn_ray.training.checkpoints import (
@@ -134,23 +135,32 @@ def build_replica(job: Job) -> Replica:
         implementation=collective.NCCL if config.workers.gpus else collective.RING
     )
     strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
+    start = _starting_weights(job)  # not in the scope: the strategy would mirror a network that is only read
     with strategy.scope():
-        model, pretrained = build_network(job)
+        model, pretrained = build_network(job, start)
         optimizer = build_optimizer(config, job.steps_per_epoch, model, pretrained)
         optimizer.build(model.trainable_variables)
     return Replica(strategy, model, optimizer, rank, world, pretrained)
 
 
-def build_network(job: Job) -> tuple[keras.Model, frozenset[str]]:
+def _starting_weights(job: Job) -> Arrays:
+    """Those of the bundle to start from, by path; none without one."""
+    if job.config.model.start is None:
+        return {}
+    network = load_bundle(job.config.model.start).build()
+    return {weight.path: keras.ops.convert_to_numpy(weight) for weight in network.weights}
+
+
+def build_network(job: Job, start: Arrays) -> tuple[keras.Model, frozenset[str]]:
     """The network as it is before the first step, and the names of its layers that have learned before."""
-    settings, precision, seed = job.config.model, job.config.precision, job.config.seed
-    if settings.start:
-        model, _ = grow(load_bundle(settings.start), job.spec.variant, precision=precision, seed=seed)
-        return model, frozenset(layer.name for layer in backbone_layers(model))
-    model = build_fcn(job.spec, precision=precision, seed=seed)
-    if settings.weights:
-        return model, frozenset(load_backbone_weights(model, settings.weights, settings.backbone, settings.scales))
-    return model, frozenset()
+    settings = job.config.model
+    model = build_fcn(job.spec, precision=job.config.precision, seed=job.config.seed)
+    learned: list[str] = []
+    if start:
+        learned = graft(model, start, settings.backbone, settings.scales)
+    elif settings.weights:
+        learned = load_backbone_weights(model, settings.weights, settings.backbone, settings.scales)
+    return model, frozenset(learned)
 
 
 def build_optimizer(
@@ -158,8 +168,9 @@ def build_optimizer(
 ) -> keras.optimizers.Optimizer:
     """SGD with momentum, poly schedule and decay of kernels.
 
-    Biases do not decay (release's recipe), nor the factors of normalisations, nor `pretrained` layers, which learn at
-    another rate than the decay knows.
+    Biases do not decay (release's recipe), nor the factors of normalisations, nor kernels that start as something else
+    than noise around zero (bilinear, identity), nor `pretrained` layers, which learn at another rate than the decay
+    knows.
     """
     settings = config.optimizer
     optimizer = keras.optimizers.SGD(
@@ -168,7 +179,11 @@ def build_optimizer(
         weight_decay=settings.weight_decay or None,
     )
     optimizer.exclude_from_weight_decay(
-        var_list=[v for v in model.trainable_variables if len(v.shape) < 2 or _layer_name(v) in pretrained]
+        var_list=[
+            v
+            for v in model.trainable_variables
+            if len(v.shape) < 2 or _layer_name(v) in pretrained or _layer_name(v).startswith(("upsample_", "fuse_"))
+        ]
     )
     return optimizer
 

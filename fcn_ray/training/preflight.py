@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from fcn_ray import storage
-from fcn_ray.bundle import load_bundle
-from fcn_ray.config import VARIANTS, ModelSpec, Preprocessing, TrainConfig
+from fcn_ray.bundle import Bundle, load_bundle
+from fcn_ray.config import VARIANTS, ModelConfig, ModelSpec, Preprocessing, TrainConfig
 from fcn_ray.errors import ConfigError, DataError, ForeignOutputError
 from fcn_ray.labels import LabelSet
 from fcn_ray.models.weight_files import IMAGENET, check_weights
@@ -47,6 +48,8 @@ def prepare(config: TrainConfig) -> Job:
 
     Raises ConfigError, DataError, SchemaError or ForeignOutputError that names the place, the value and the way out.
     """
+    if (backend := os.environ.get("KERAS_BACKEND", "tensorflow")) != "tensorflow":
+        raise ConfigError(f"KERAS_BACKEND is {backend}, but training runs on TensorFlow: unset it, or set tensorflow")
     config = _with_absolute_paths(config)
     columns = ingest.Columns(config.image_column, config.mask_column)
     train = ingest.open_collection(config.data, columns)
@@ -57,18 +60,19 @@ def prepare(config: TrainConfig) -> Job:
     if val:
         ingest.agree(labels, val.labels, str(config.val))
     data_digest = _digest([(p.key, p.row_group, p.n_rows, p.n_bytes) for p in train.pieces])
+    spec, preprocessing, origin = _choose_network(config, labels)
     settings = _digest(
-        # Not what may change on the way: the rate after a divergence, the epochs, the workers, where things are.
-        config.model_dump(mode="json", include={"model", "augment", "loss", "batch_size", "seed", "max_pixels"})
-        | {"labels": labels.to_json(), "data": data_digest}
+        # Not what may change on the way: the rate after a divergence, the precision, the workers, where things are.
+        config.model_dump(mode="json", include={"augment", "loss", "batch_size", "seed", "max_pixels"})
+        | {"spec": spec.model_dump(mode="json"), "preprocessing": preprocessing.model_dump(mode="json")}
+        | {"origin": origin, "scales": config.model.scales, "labels": labels.to_json(), "data": data_digest}
     )
     _check_output(config, settings)
     for collection in (train, val):
         if collection:
             _check_samples(collection.pieces, columns, labels, config.max_pixels)
-    spec, preprocessing = _choose_network(config, labels)
     return Job(
-        config=config,
+        config=config.model_copy(update={"model": _as_config(spec, config.model)}),
         spec=spec,
         labels=labels,
         preprocessing=preprocessing,
@@ -99,12 +103,27 @@ def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
     )
 
 
-def _choose_network(config: TrainConfig, labels: LabelSet) -> tuple[ModelSpec, Preprocessing]:
-    """The network to train and what its first layer expects: of the settings, or of the bundle to start from."""
+def _choose_network(config: TrainConfig, labels: LabelSet) -> tuple[ModelSpec, Preprocessing, str | None]:
+    """The network to train, what its first layer expects, and the digest of the weights that it starts from."""
     settings = config.model
-    if settings.start is None:
-        return ModelSpec.from_config(settings, len(labels)), check_weights(settings.weights, settings.backbone)
-    bundle = load_bundle(settings.start)
+    if settings.start is not None:
+        return _grow_from(load_bundle(settings.start), config, labels)
+    preprocessing = check_weights(settings.weights, settings.backbone)
+    origin = settings.weights
+    if origin and origin != IMAGENET:
+        origin = storage.digest_file(origin)
+    return ModelSpec.from_config(settings, len(labels)), preprocessing, origin
+
+
+def _as_config(spec: ModelSpec, settings: ModelConfig) -> ModelConfig:
+    """The settings with the network that they came to, which a saved configuration must name."""
+    origin = {"weights": settings.weights, "start": settings.start, "scales": settings.scales}
+    return ModelConfig(**spec.model_dump(exclude={"num_classes"}), **origin)
+
+
+def _grow_from(bundle: Bundle, config: TrainConfig, labels: LabelSet) -> tuple[ModelSpec, Preprocessing, str]:
+    """What `_choose_network` gives, of a job that starts from a bundle: its network, or one with a finer variant."""
+    settings = config.model
     if bundle.labels.names != labels.names:
         raise ConfigError(
             f"model.start {settings.start} knows the classes {list(bundle.labels.names)}, {config.data} has "
@@ -123,7 +142,7 @@ def _choose_network(config: TrainConfig, labels: LabelSet) -> tuple[ModelSpec, P
             f"model.variant {spec.variant} is coarser than the {bundle.spec.variant} of model.start {settings.start}: "
             f"a network grows {' -> '.join(VARIANTS)}"
         )
-    return spec, bundle.preprocessing
+    return spec, bundle.preprocessing, bundle.digest
 
 
 def _find_labels(config: TrainConfig, train: ingest.Collection) -> LabelSet:

@@ -2,8 +2,8 @@
 
 python tests/benchmarks/large_image.py WORK WIDTH FC_CHANNELS SIDE [SIDE ...]
 
-WIDTH and FC_CHANNELS are those of the FCN-8s (1.0 4096 is the paper's); SIDE is the side of a square image of noise, each
-in a process of its own.
+WIDTH and FC_CHANNELS are those of the FCN-8s (1.0 4096 is the paper's); SIDE is the side of a square image of noise,
+each in a process of its own.
 """
 
 from __future__ import annotations

@@ -281,3 +281,12 @@ def test_more_actors_than_the_cluster_holds_are_refused_and_only_the_plan_is_wri
 def _status_digest(output: Path) -> str:
     (file,) = output.glob("run=*/run.json")
     return str(json.loads(file.read_text())["identity"]["model"])
+
+
+def test_another_size_of_tiles_is_another_run(mixed: Path, tmp_path: Path, tiny_bundle: Path) -> None:
+    """A network without tiles refuses larger images, and what was refused once must not stay so for ever."""
+    runs = [
+        segment(_config(mixed, tmp_path, tiny_bundle, predict__tile_pixels=pixels), dry_run=True).run
+        for pixels in (2_097_152, 2_097_152, 8_388_608)
+    ]
+    assert runs[0] == runs[1] != runs[2]

@@ -98,9 +98,8 @@ def test_features_of_a_random_backbone_keep_the_magnitude_of_the_image(name: str
         assert 0.3 < float(np.sqrt(np.mean(np.square(feature)))) < 6
 
 
-@pytest.mark.parametrize("name", ["resnet50", "mobilenetv3_small"])
-def test_networks_of_keras_draw_from_the_seed_and_share_their_statistics(name: str) -> None:
-    first, again = (backbone_model(name, 32) for _ in range(2))
+def test_networks_of_keras_draw_from_the_seed_and_share_their_statistics() -> None:
+    first, again = (backbone_model("mobilenetv3_small", 32) for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(first.get_weights(), again.get_weights(), strict=True))
     kernels = [layer.get_weights()[0] for layer in first.layers if isinstance(layer, keras.layers.Conv2D)]
     same_shape = [k for k in kernels if k.shape == kernels[-2].shape]

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from fcn_ray.models.coordinates import Place, count_multiply_adds, halo, locate,
 from fcn_ray.models.fcn import build_fcn, count_parameters
 from fcn_ray.models.layers import CeilMaxPooling, CropLike
 from fcn_ray.models.upsampling import Deconvolution, Upsample
-from tests.networks import tiny_model, tiny_spec
+from tests.networks import shared_model, tiny_spec
 
 pytestmark = pytest.mark.keras
 
@@ -27,6 +29,7 @@ LAYERS = keras.layers
         (LAYERS.Conv2D(1, 3, strides=2, padding="same"), Place(2, 1)),  # TensorFlow pads after for even sizes
         (LAYERS.DepthwiseConv2D(5, strides=2), Place(2, 2)),
         (LAYERS.MaxPooling2D(2), Place(2, 0.5)),
+        (LAYERS.AveragePooling2D(3), Place(3, 1)),
         (CeilMaxPooling(3, 2), Place(2, 1)),
         (LAYERS.ZeroPadding2D(100), Place(1, -100)),
         (LAYERS.Cropping2D(((2, 1), (2, 1))), Place(1, 2)),
@@ -76,25 +79,48 @@ def test_the_halo_of_vgg16_is_224(variant: str) -> None:
     assert halo(build_fcn(tiny_spec(variant=variant))) == 224
 
 
-def test_the_halo_is_what_the_logits_depend_on() -> None:
-    """Seen by changing pixels: none beyond the halo matters to a cell of the grid, some just inside of it do."""
-    model = tiny_model(tiny_spec(width=0.05))
+@pytest.mark.parametrize(
+    ("changes", "near"),
+    [
+        ({"width": 0.05}, 200),
+        ({"backbone": "alexnet", "width": 0.1}, 150),
+        ({"backbone": "alexnet_torchvision", "upsampling": "deconv_learned", "width": 0.1}, 150),
+        ({"backbone": "resnet50", "variant": "8s"}, 150),
+        ({"backbone": "resnet50", "variant": "8s", "output_stride": 16}, 150),
+    ],
+    ids=["vgg16", "alexnet", "alexnet_torchvision", "resnet50", "resnet50-16"],
+)
+def test_the_halo_is_what_the_logits_depend_on(changes: dict[str, Any], near: int) -> None:
+    """Seen by changing pixels: none beyond the halo matters to a cell of the grid, some inside of it do."""
+    model = shared_model(**changes)
     margin = halo(model)
+    assert near < margin <= 288
     rng = np.random.default_rng(0)
     image = rng.normal(size=(1, 32, 1024, 3)).astype(np.float32)
     core = slice(512, 544)
     before = np.asarray(model(image))[0, :, core]
-    for column, matters in ((512 - margin - 1, False), (544 + margin, False), (512 - 200, True), (543 + 200, True)):
+    for column, matters in ((512 - margin - 1, False), (544 + margin, False), (512 - near, True), (543 + near, True)):
         changed = image.copy()
         changed[:, :, column] += 100
         after = np.asarray(model(changed))[0, :, core]
         assert np.array_equal(before, after) != matters, column
 
 
+@pytest.mark.parametrize(
+    "layer",
+    [LAYERS.GroupNormalization(1), LAYERS.SeparableConv2D(3, 3), LAYERS.UpSampling2D(2), LAYERS.Conv2DTranspose(3, 2)],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_a_layer_that_nobody_described_is_refused(layer: LAYERS.Layer) -> None:
+    image = keras.Input((32, 32, 3))
+    with pytest.raises(ValueError, match=f"cells of a {type(layer).__name__} lie is unknown; give the type an entry"):
+        locate(image, layer(image))
+
+
 @pytest.mark.parametrize("backbone", ["mobilenetv3_large", "mobilenetv3_small"])
 def test_statistics_of_the_whole_image_leave_no_halo(backbone: str) -> None:
     with pytest.raises(ValueError, match=r"squeeze_excite.*statistics of the whole image.*predict\.tile_pixels"):
-        halo(build_fcn(tiny_spec(backbone=backbone)))
+        halo(shared_model(backbone=backbone, variant="8s"))
 
 
 def test_the_pad_of_the_paper_leaves_no_halo() -> None:
@@ -105,7 +131,7 @@ def test_the_pad_of_the_paper_leaves_no_halo() -> None:
 @pytest.mark.parametrize("backbone", BACKBONES)
 def test_every_stream_of_every_backbone_meets(backbone: str) -> None:
     """build_fcn would raise otherwise; and the logits lie on the pixels."""
-    model = build_fcn(tiny_spec(backbone=backbone))
+    model = shared_model(backbone=backbone, variant="8s")
     assert locate(model.input, model.output) == Place(1, 0)
 
 

@@ -358,11 +358,46 @@ def test_a_coarse_network_is_trained_on_as_a_finer_one(data: Path, tmp_path: Pat
     report = train(config.model_copy(update={"model": start}))
     assert load_bundle(report.bundle).spec.variant == "16s"
     coarse, fine = (safetensors.numpy.load_file(tmp_path / v / "bundle" / "model.safetensors") for v in ("32s", "16s"))
-    backbone = [name for name in coarse if name.startswith("block")]
-    assert len(backbone) == 26
-    assert all(np.array_equal(coarse[name], fine[name]) for name in backbone), "a rate of zero leaves them alone"
-    assert not np.array_equal(coarse["fc6/kernel"], fine["fc6/kernel"])
+    assert coarse["score_fr/kernel"].any()
+    assert all(np.array_equal(coarse[name], fine[name]) for name in coarse), "a rate of zero leaves them alone"
     assert fine["score_pool4/kernel"].any()
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_a_pretrained_backbone_is_loaded_and_learns_at_its_own_rate(data: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    shapes = {"conv1": (11, 11, 3, 64), "conv2": (5, 5, 64, 192), "conv3": (3, 3, 192, 384)}
+    shapes |= {"conv4": (3, 3, 384, 256), "conv5": (3, 3, 256, 256)}
+    arrays = {f"{name}/kernel": rng.normal(size=s, scale=0.02).astype(np.float32) for name, s in shapes.items()}
+    arrays |= {f"{name}/bias": np.zeros(s[3], np.float32) for name, s in shapes.items()}
+    np.savez(tmp_path / "alexnet.npz", **arrays)
+    flags = {
+        "model__backbone": "alexnet_torchvision",
+        "model__width": 1.0,
+        "model__weights": str(tmp_path / "alexnet.npz"),
+    }
+    report = train(_config(data, tmp_path / "out", epochs=1, optimizer__backbone_rate=0, **flags))
+    found = safetensors.numpy.load_file(Path(report.bundle) / "model.safetensors")
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(found[name], array, err_msg=name)
+    assert found["score_fr/kernel"].any()
+    assert load_bundle(report.bundle).preprocessing.std == (58.395, 57.12, 57.375)
+
+
+def test_only_new_kernels_that_start_as_noise_decay(data: Path, tmp_path: Path) -> None:
+    from fcn_ray.models.fcn import build_fcn
+    from fcn_ray.training.loop import build_optimizer
+    from tests.networks import tiny_spec
+
+    config = _config(data, tmp_path, optimizer__weight_decay=0.1)
+    model = build_fcn(tiny_spec(backbone="mobilenetv3_small", upsampling="deconv_learned", fusion="concat"))
+    optimizer = build_optimizer(config, 1, model, frozenset({"conv"}))
+    optimizer.build(model.trainable_variables)
+    decaying = {v.path for v in model.trainable_variables if optimizer._use_weight_decay(v)}
+    kernels = {v.path for v in model.trainable_variables if len(v.shape) > 1}
+    exempt = {path for path in kernels if path.startswith(("conv/", "upsample_", "fuse_"))}
+    assert len(exempt) == 6
+    assert decaying == kernels - exempt
 
 
 # -------------------------------------------------------------------------------------- refused before the cluster

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fcn_ray.config import Preprocessing, TrainConfig
-from fcn_ray.config_text import load_config
+from fcn_ray.config_text import dump_config, load_config
 from fcn_ray.errors import ConfigError
 from fcn_ray.models.weight_files import LAYERS
 from fcn_ray.training.preflight import prepare
@@ -90,6 +90,36 @@ def test_a_job_that_starts_from_a_bundle_takes_its_network_and_preprocessing(
     assert grown.preprocessing == TORCH
     assert grown.config.model.start == coarse.as_posix()
     assert prepare(_config(flags, start="coarse")).spec.variant == "32s"
+
+
+@pytest.mark.keras
+def test_the_saved_settings_of_a_grown_network_are_its_own(flags: dict[str, Any], coarse: Path, tmp_path: Path) -> None:
+    """`-c out/config.yaml --resume` must mean the same network, wherever the bundle has gone meanwhile."""
+    del flags["model.backbone"]
+    job = prepare(_config(flags, start=str(coarse), variant="16s"))
+    (tmp_path / "config.yaml").write_text(dump_config(job.config))
+    again = prepare(load_config(TrainConfig, str(tmp_path / "config.yaml")))
+    assert (again.spec, again.settings) == (job.spec, job.settings)
+    moved = coarse.rename(tmp_path / "moved")
+    assert prepare(_config(flags, start=str(moved), variant="16s")).settings == job.settings
+    assert prepare(_config(flags, start=str(moved), variant="8s")).settings != job.settings
+
+
+def test_other_weights_at_the_same_place_are_another_job(flags: dict[str, Any], weights: Path) -> None:
+    before = prepare(_config(flags, weights=str(weights))).settings
+    assert prepare(_config(flags, weights=str(weights))).settings == before
+    assert prepare(_config(flags, weights=str(weights), scales="paper")).settings != before
+    with np.load(weights) as file:
+        arrays = dict(file)
+    arrays["conv1/bias"] = arrays["conv1/bias"] + 1
+    np.savez_compressed(weights, **arrays)
+    assert prepare(_config(flags, weights=str(weights))).settings != before
+
+
+def test_training_on_another_backend_is_refused(flags: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KERAS_BACKEND", "jax")
+    with pytest.raises(ConfigError, match="KERAS_BACKEND is jax, but training runs on TensorFlow"):
+        prepare(_config(flags))
 
 
 @pytest.mark.keras
