@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from fcn_ray.demo import demo as demo
     from fcn_ray.errors import FcnRayError as FcnRayError
     from fcn_ray.evaluation import evaluate as evaluate
+    from fcn_ray.inference.export import export as export
     from fcn_ray.inference.job import segment as segment
     from fcn_ray.labels import LabelSet as LabelSet
     from fcn_ray.models.fcn import build_fcn as build_fcn
@@ -42,6 +43,7 @@ else:
         "convolutionalize": "fcn_ray.models.surgery",
         "demo": "fcn_ray.demo",
         "evaluate": "fcn_ray.evaluation",
+        "export": "fcn_ray.inference.export",
         "grow": "fcn_ray.bundle",
         "load_bundle": "fcn_ray.bundle",
         "load_config": "fcn_ray.config_text",

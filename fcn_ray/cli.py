@@ -228,6 +228,34 @@ def audit(output: Annotated[str, typer.Argument(help="Output folder of `fcn-ray 
     return IncompleteError.exit_code if report.incomplete else EXIT_COMPLETE
 
 
+@app.command(
+    epilog="Examples:  fcn-ray export runs/street/bundle street.onnx   |   "
+    "fcn-ray export runs/street/bundle street.keras   |   fcn-ray export runs/street/bundle street-savedmodel"
+)
+def export(
+    bundle: Annotated[str, typer.Argument(help="Bundle folder, as `fcn-ray train` leaves it.")],
+    out: Annotated[
+        str, typer.Argument(help="File that ends in .keras or .onnx, or a new folder for a TensorFlow SavedModel.")
+    ],
+    format: Annotated[
+        str | None, typer.Option(help="keras, onnx or savedmodel, whatever the name of OUT ends like.")
+    ] = None,
+) -> int:
+    """Write a bundle's network for other programs: raw RGB in, logits out, checked against the bundle.
+
+    It takes float32 images (N, H, W, 3) of 0..255, any size, as "image"; the normalisation is inside. It gives float32
+    "logits" (N, H, W, classes). Class names, palette and ignore id are in labels.json inside, or ONNX's metadata.
+
+    .keras needs `import fcn_ray.models.fcn` before keras.models.load_model. The others need no fcn_ray; .onnx needs
+    pip install "fcn_ray[onnx]" to be written.
+    """
+    from fcn_ray.inference.export import export as run
+    from fcn_ray.reports.console import print_lines
+
+    print_lines(run(bundle, out, format=format).lines())
+    return EXIT_COMPLETE
+
+
 config_app = typer.Typer(help="Settings: what there is, and what a job would use.", no_args_is_help=True)
 app.add_typer(config_app, name="config")
 

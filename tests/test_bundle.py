@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -68,6 +69,18 @@ def test_a_bundle_can_be_built_for_bfloat16(folder: Path) -> None:
     model = load_bundle(str(folder)).build("bfloat16")
     assert model.get_layer("fc6").compute_dtype == "bfloat16"
     assert str(model.get_layer("fc6").kernel.dtype) == "float32"
+
+
+def test_no_weights_are_drawn_for_a_bundle(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For VGG16 it would take 5 s and 750 MB, and as long for any network on JAX, which compiles for each shape."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a kernel is drawn")
+
+    monkeypatch.setattr(keras.initializers.HeNormal, "__call__", refuse)
+    load_bundle(str(folder)).build()
+    with pytest.raises(AssertionError, match="a kernel is drawn"):
+        tiny_model()
 
 
 def test_files_of_a_bundle(folder: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-COMMANDS = ["demo", "train", "segment", "evaluate", "audit", "config show", "config network"]
+COMMANDS = ["demo", "train", "segment", "evaluate", "audit", "export", "config show", "config network"]
 
 
 def _run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -50,6 +50,8 @@ def test_help_lists_the_commands_and_version_says_which() -> None:
         (["sgment"], 2, ["sgment"]),
         (["config", "show", "cluster"], 2, ["expected one of train, segment"]),
         (["audit", "nowhere"], 2, ["nowhere"]),
+        (["export", "nowhere", "street.keras"], 8, ["nowhere/model.json does not exist"]),
+        (["export", "nowhere", "street.h5"], 2, ["street.h5", "expected .keras, .onnx"]),
         (["evaluate", "nowhere", "nowhere"], 2, ["nowhere"]),
     ],
 )

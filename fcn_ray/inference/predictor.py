@@ -10,13 +10,14 @@ import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from fcn_ray.bundle import Bundle, load_bundle
-from fcn_ray.errors import BundleError
+from fcn_ray.errors import BundleError, ConfigError, FcnRayError
 from fcn_ray.images.geometry import group_by_size, pad_batch
 from fcn_ray.images.tiling import Tile, paste, plan_tiles, whole_image
 from fcn_ray.inference.stages import PIXELS, replace_columns
@@ -90,10 +91,10 @@ class Predictor:
     def __init__(self, bundle: str, digest: str, threads: int, batch_pixels: int, tile_pixels: int) -> None:
         """Load the bundle and check that it is the one with `digest`; the first image finds the network warm."""
         self._batch_pixels, self._tile_pixels = batch_pixels, tile_pixels
-        self._refused: BundleError | None = None
+        self._refused: FcnRayError | None = None
         try:
             self._network = compile_network(_load(bundle, digest), threads)
-        except BundleError as error:  # kept for the first chunk: Ray makes mere text of what a constructor raises
+        except FcnRayError as error:  # kept for the first chunk: Ray makes mere text of what a constructor raises
             self._refused = error
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -185,9 +186,10 @@ def _try_out(predict: PredictFunction) -> None:
 def compile_network(bundle: Bundle, threads: int) -> Network:
     """The bundle's network, compiled and warm, on the Keras backend of KERAS_BACKEND (TensorFlow unless it is set).
 
-    `threads` of TensorFlow, 0 for all cores; JAX takes its own.
+    `threads` of TensorFlow, 0 for all cores; JAX takes its own. Raises ConfigError when the backend is not there.
     """
-    os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+    _check_backend(os.environ.setdefault("KERAS_BACKEND", "tensorflow"))
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX: several actors may share one device
     import keras
 
     on_tensorflow = keras.backend.backend() == "tensorflow"
@@ -205,6 +207,13 @@ def compile_network(bundle: Bundle, threads: int) -> Network:
     except ValueError as error:
         margin, why = None, str(error)
     return Network(predict, bundle.spec.num_classes, bundle.spec.grid, margin, why)
+
+
+def _check_backend(name: str) -> None:
+    if name not in ("tensorflow", "jax"):
+        raise ConfigError(f"KERAS_BACKEND is {name}: masks are predicted on tensorflow or jax; set one, or unset it")
+    if find_spec(name) is None:
+        raise ConfigError(f"KERAS_BACKEND is {name}, which is not installed: install it on every node, or unset it")
 
 
 def _set_up_tensorflow(threads: int) -> None:

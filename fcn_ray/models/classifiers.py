@@ -15,7 +15,7 @@ def build_classifier(
     num_classes: int = 1000,
     *,
     width: float = 1.0,
-    seed: int | None = 0,
+    seed: int = 0,
 ) -> keras.Model:
     """Normalised float32 images (N, S, S, 3) -> class scores before the softmax (N, num_classes), random weights.
 

@@ -14,7 +14,7 @@ def summarize(spec: ModelSpec, height: int, width: int) -> Iterator[tuple[str, s
 
     Multiply-adds are those of all convolutions and deconvolutions; a FLOP count is twice as large.
     """
-    model = build_fcn(spec)
+    model = build_fcn(spec, seed=None)
     yield "network", f"FCN-{spec.variant} on {spec.backbone}, {spec.num_classes} classes, geometry {spec.geometry}"
     yield "parameters", f"{count_parameters(model):,}"
     yield f"multiply-adds of {width}x{height} pixels", f"{count_multiply_adds(model, height, width) / 1e9:.1f} G"

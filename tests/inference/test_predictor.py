@@ -11,7 +11,7 @@ import pytest
 
 from fcn_ray.bundle import load_bundle, save_bundle
 from fcn_ray.config import ModelSpec, Preprocessing
-from fcn_ray.errors import BundleError
+from fcn_ray.errors import BundleError, ConfigError
 from fcn_ray.inference.predictor import Prediction, Predictor
 from fcn_ray.inference.stages import PIXELS
 from fcn_ray.labels import LabelSet
@@ -98,6 +98,17 @@ def test_another_bundle_than_planned_is_refused(tiny_bundle: Path) -> None:
     other = Predictor(str(tiny_bundle), "0000", threads=0, batch_pixels=1, tile_pixels=1)
     with pytest.raises(BundleError, match="the job was planned with 0000"):
         other(_decoded([None]))
+
+
+@pytest.mark.parametrize(("backend", "message"), [("torch", "on tensorflow or jax"), ("jax", "is not installed")])
+def test_a_backend_that_is_not_there_is_named(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, backend: str, message: str
+) -> None:
+    """Not on the driver: what is installed there says nothing of the nodes."""
+    monkeypatch.setenv("KERAS_BACKEND", backend)
+    monkeypatch.setattr("fcn_ray.inference.predictor.find_spec", lambda _: None)
+    with pytest.raises(ConfigError, match=f"KERAS_BACKEND is {backend}.*{message}"):
+        make_predictor(tiny_bundle)(_decoded([None]))
 
 
 def test_a_broken_device_is_no_fault_of_the_images(

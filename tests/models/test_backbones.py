@@ -38,6 +38,15 @@ def test_it_is_the_network_of_keras_applications(name: str, application: str, op
     np.testing.assert_allclose(ours(x)[0], theirs(x)[0], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["vgg16", "alexnet", "mobilenetv3_small"])
+def test_without_a_seed_kernels_are_zeros(name: str) -> None:
+    inputs = keras.Input((None, None, 3))
+    features = BACKBONES[name](inputs, tiny_spec(backbone=name), seed=None)
+    kernels = [weight for weight in keras.Model(inputs, features[32]).weights if "kernel" in weight.path]
+    assert len(kernels) > 3
+    assert not any(keras.ops.any(kernel) for kernel in kernels)
+
+
 @pytest.mark.parametrize("name", BACKBONES)
 def test_features_come_by_stride(name: str) -> None:
     features = BACKBONES[name](keras.Input((64, 96, 3)), tiny_spec(backbone=name), seed=1)

@@ -47,7 +47,7 @@ def test_logits_are_as_large_as_the_image(backbone: str, variant: str) -> None:
 
 
 @pytest.mark.parametrize("geometry", ["same", "paper"])
-@pytest.mark.parametrize("backbone", PAPER_BACKBONES)
+@pytest.mark.parametrize("backbone", ["vgg16", "alexnet"])
 def test_every_side_is_right_in_both_geometries(backbone: str, geometry: str) -> None:
     for variant in VARIANTS:
         model = tiny_model(tiny_spec(backbone=backbone, variant=variant, geometry=geometry))

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from fcn_ray.config import CAFFE_PREPROCESSING, Preprocessing
-from fcn_ray.models.preprocessing import normalise
+from fcn_ray.models.preprocessing import Normalise, normalise
 
 pytestmark = pytest.mark.keras
 
@@ -21,3 +22,11 @@ def test_rgb_is_scaled_in_its_own_order() -> None:
 def test_bgr_is_turned_round_before_the_mean_is_taken() -> None:
     found = normalise(PIXEL, CAFFE_PREPROCESSING)
     np.testing.assert_allclose(found, [[[[250 - 103.939, 20 - 116.779, 10 - 123.68]]]], rtol=1e-6)
+
+
+def test_as_a_layer_it_is_the_same_and_serialises() -> None:
+    layer = Normalise(CAFFE_PREPROCESSING, name="normalise")
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
+    np.testing.assert_array_equal(again(PIXEL), normalise(PIXEL, CAFFE_PREPROCESSING))
+    assert again.get_config() == layer.get_config()
+    assert again.compute_output_shape((None, None, None, 3)) == (None, None, None, 3)
