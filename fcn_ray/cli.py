@@ -118,7 +118,9 @@ def train(
     val: Annotated[str | None, typer.Option(help="Validation set, in the same form.")] = None,
     out: Annotated[str | None, typer.Option(help="Folder for checkpoints and the bundle.")] = None,
     variant: Annotated[str | None, typer.Option(help="32s, 16s or 8s.")] = None,
-    weights: Annotated[str | None, typer.Option(help='Backbone weights: .npz, .h5 or "imagenet".')] = None,
+    weights: Annotated[
+        str | None, typer.Option(help='Classifier weights: .npz, .h5, .keras, .safetensors or "imagenet".')
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training set.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Images in one step, over all workers.")] = None,
     workers: Annotated[int | None, typer.Option(help="Ray Train workers.")] = None,
