@@ -20,11 +20,15 @@ LABELS = np.int32([[[0, 1], [0, VOID]]])
 """By hand: probabilities 1/2, 1/4 and 1/8 of the true class; the last pixel is void."""
 
 SETTINGS: list[dict[str, Any]] = [
-    {"kind": "cross_entropy"},
-    {"kind": "focal", "gamma": 2.0},
-    {"kind": "focal", "gamma": 0.5},
+    *(
+        settings | {"reduction": reduction}
+        for settings in ({"kind": "cross_entropy"}, {"kind": "focal", "gamma": 2.0}, {"kind": "focal", "gamma": 0.5})
+        for reduction in ("mean_valid", "sum")
+    ),
     {"kind": "dice"},
 ]
+"""Every kind in each of its reductions; dice is a ratio and has none."""
+
 WEIGHTS = (0.5, 3.0, 1.25)
 
 
@@ -109,12 +113,11 @@ def test_dice_by_hand() -> None:
 
 
 @pytest.mark.parametrize("weights", [None, WEIGHTS], ids=["unweighted", "weighted"])
-@pytest.mark.parametrize("reduction", ["mean_valid", "sum"])
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_every_loss_is_that_of_its_paper(settings: dict[str, Any], reduction: str, weights: Any) -> None:
+def test_every_loss_is_that_of_its_paper(settings: dict[str, Any], weights: Any) -> None:
     labels, logits = _random()
-    found = _value(_loss(3, weights, reduction=reduction, **settings), labels, logits)
-    assert found == pytest.approx(_expected(labels, logits, weights, reduction=reduction, **settings), rel=1e-5)
+    found = _value(_loss(3, weights, **settings), labels, logits)
+    assert found == pytest.approx(_expected(labels, logits, weights, **settings), rel=1e-5)
 
 
 def test_focal_with_gamma_zero_is_cross_entropy() -> None:
@@ -194,15 +197,12 @@ def test_the_sum_over_the_map_is_that_of_its_pixels_and_so_is_the_gradient(kind:
     np.testing.assert_allclose(_gradient(loss, labels, logits), gradients, rtol=1e-6)
 
 
-@pytest.mark.parametrize("reduction", ["mean_valid", "sum"])
 @pytest.mark.parametrize("settings", SETTINGS, ids=str)
-def test_terms_of_the_parts_of_a_batch_add_up_to_the_loss_of_the_whole(
-    settings: dict[str, Any], reduction: str
-) -> None:
+def test_terms_of_the_parts_of_a_batch_add_up_to_the_loss_of_the_whole(settings: dict[str, Any]) -> None:
     """What makes a step of several workers equal to the step of one."""
     labels, logits = _random()
     labels[0] = VOID
-    loss = _loss(3, WEIGHTS, reduction=reduction, **settings)
+    loss = _loss(3, WEIGHTS, **settings)
     parts = [loss.terms(labels[i : i + 1], logits[i : i + 1]) for i in range(4)]
     assert float(loss.combine(sum(parts))) == pytest.approx(_value(loss, labels, logits), rel=1e-6)
 
@@ -226,10 +226,10 @@ def test_a_class_that_only_one_part_holds_counts_as_one() -> None:
 def test_half_precision_logits_give_float32(settings: dict[str, Any], dtype: tf.DType) -> None:
     labels, logits = _random((1, 300, 400))  # a sum that float16 cannot hold
     short = tf.cast(logits, dtype)
-    loss = _loss(3, WEIGHTS, reduction="sum", **settings)
+    loss = _loss(3, WEIGHTS, **settings)
     terms = loss.terms(labels, short)
     assert terms.dtype == loss.combine(terms).dtype == tf.float32
-    exact = _expected(labels, tf.cast(short, tf.float32).numpy(), WEIGHTS, reduction="sum", **settings)
+    exact = _expected(labels, tf.cast(short, tf.float32).numpy(), WEIGHTS, **settings)
     assert float(loss.combine(terms)) == pytest.approx(exact, rel=1e-4)
 
 
