@@ -15,10 +15,12 @@ if TYPE_CHECKING:
     from fcn_ray.bundle import load_bundle as load_bundle
     from fcn_ray.bundle import save_bundle as save_bundle
     from fcn_ray.cluster import connect as connect
+    from fcn_ray.config import CheckConfig as CheckConfig
     from fcn_ray.config import ModelSpec as ModelSpec
     from fcn_ray.config import SegmentConfig as SegmentConfig
     from fcn_ray.config import TrainConfig as TrainConfig
     from fcn_ray.config_text import load_config as load_config
+    from fcn_ray.datasets.importing import import_dataset as import_dataset
     from fcn_ray.demo import demo as demo
     from fcn_ray.errors import FcnRayError as FcnRayError
     from fcn_ray.evaluation import evaluate as evaluate
@@ -28,10 +30,12 @@ if TYPE_CHECKING:
     from fcn_ray.models.fcn import build_fcn as build_fcn
     from fcn_ray.models.surgery import convolutionalize as convolutionalize
     from fcn_ray.tables.audit import audit as audit
+    from fcn_ray.training.check import check as check
     from fcn_ray.training.job import train as train
 else:
     _HOMES = {
         "Bundle": "fcn_ray.bundle",
+        "CheckConfig": "fcn_ray.config",
         "FcnRayError": "fcn_ray.errors",
         "LabelSet": "fcn_ray.labels",
         "ModelSpec": "fcn_ray.config",
@@ -39,12 +43,14 @@ else:
         "TrainConfig": "fcn_ray.config",
         "audit": "fcn_ray.tables.audit",
         "build_fcn": "fcn_ray.models.fcn",
+        "check": "fcn_ray.training.check",
         "connect": "fcn_ray.cluster",
         "convolutionalize": "fcn_ray.models.surgery",
         "demo": "fcn_ray.demo",
         "evaluate": "fcn_ray.evaluation",
         "export": "fcn_ray.inference.export",
         "grow": "fcn_ray.bundle",
+        "import_dataset": "fcn_ray.datasets.importing",
         "load_bundle": "fcn_ray.bundle",
         "load_config": "fcn_ray.config_text",
         "save_bundle": "fcn_ray.bundle",

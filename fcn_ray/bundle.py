@@ -181,9 +181,7 @@ def _put_weights(uri: str, data: bytes) -> None:
 
 
 def _card(bundle: Bundle, versions: dict[str, str]) -> bytes:
-    metrics = bundle.metadata.get("metrics")
-    metrics = metrics if isinstance(metrics, dict) else {}
-    card = write_card(bundle.spec, bundle.labels, bundle.preprocessing, metrics, versions, bundle.digest)
+    card = write_card(bundle.spec, bundle.labels, bundle.preprocessing, bundle.metadata, versions, bundle.digest)
     return card.encode()
 
 

@@ -16,7 +16,15 @@ from typing import Annotated, Any, NoReturn
 import typer
 
 from fcn_ray import __version__
-from fcn_ray.errors import EXIT_BAD_IMAGES, EXIT_COMPLETE, AuditError, FcnRayError, IncompleteError
+from fcn_ray.errors import (
+    EXIT_BAD_IMAGES,
+    EXIT_COMPLETE,
+    AuditError,
+    DataError,
+    FcnRayError,
+    IncompleteError,
+    TerminatedError,
+)
 
 app = typer.Typer(
     name="fcn-ray",
@@ -70,7 +78,7 @@ def _interrupt(received: list[int], number: int, _frame: FrameType | None) -> No
     """Interrupt the job once; a second signal while it puts things in order changes nothing."""
     received.append(number)
     if len(received) == 1:
-        raise KeyboardInterrupt
+        raise TerminatedError if number == signal.SIGTERM else KeyboardInterrupt
 
 
 def _fail(message: str, code: int) -> NoReturn:
@@ -107,6 +115,72 @@ def demo(
 
 
 @app.command(
+    "import",
+    epilog="Examples:  fcn-ray import voc VOCdevkit/VOC2012 data/voc   |   "
+    "fcn-ray import folders photos data/photos --classes sky,road,car --val-fraction 0.1",
+)
+def import_dataset(
+    format: Annotated[str, typer.Argument(help="folders, voc, camvid, cityscapes, ade20k or coco_stuff.")],
+    source: Annotated[str, typer.Argument(help="Folder of the data set, as it is unpacked.")],
+    out: Annotated[str, typer.Argument(help="Folder for the Parquet files: OUT/train, OUT/val...")],
+    classes: Annotated[
+        str | None, typer.Option(help="Names by id, with commas, or a file with one on each line.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Only these splits, with commas.")] = None,
+    val_fraction: Annotated[float, typer.Option(help="Share for OUT/val, of data sets without splits.")] = 0.0,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at an id or colour that is no class.")] = False,
+    shard_bytes: Annotated[int | None, typer.Option(help="Bytes of images and masks in one file (default: 500 MB).")] = None,
+) -> int:
+    """Turn a labelled data set into Parquet files that `fcn-ray train` takes, one folder for each split.
+
+    Ids and colours that are no class become the ignore id, counted and named. Images and labels that cannot be used are
+    left out, counted and named too; the command then ends with code 3.
+    """
+    from fcn_ray.datasets.importing import import_dataset as run
+    from fcn_ray.reports.console import print_lines
+
+    report = run(
+        format,
+        source,
+        out,
+        classes=classes,
+        splits=split.split(",") if split else None,
+        val_fraction=val_fraction,
+        strict=strict,
+        shard_bytes=shard_bytes,
+    )
+    print_lines(report.lines())
+    return EXIT_BAD_IMAGES if report.refused else EXIT_COMPLETE
+
+
+@app.command(
+    epilog="Examples:  fcn-ray check train.parquet --val val.parquet   |   fcn-ray check data/voc/train",
+)
+def check(
+    data: Annotated[str | None, typer.Argument(help="Training set: Parquet file or folder.")] = None,
+    val: Annotated[str | None, typer.Option(help="Validation set, in the same form.")] = None,
+    classes: Annotated[str | None, typer.Option(help="Names by id, with commas (default: as the files say).")] = None,
+    config: ConfigFile = None,
+    address: Address = None,
+    settings: Settings = None,
+    verbose: Verbose = False,
+) -> int:
+    """Look at every image and label before training on them: sizes, ids, class frequencies, void, copies, EXIF.
+
+    Ends with code 2 when training would refuse something.
+    """
+    from fcn_ray.config import CheckConfig
+    from fcn_ray.reports.console import print_lines
+    from fcn_ray.training.check import check as run
+
+    names = classes.split(",") if classes else None
+    flags = {"data": data, "val": val, "classes": names, "address": address}
+    report = run(_load(CheckConfig, config, settings, flags), verbose=verbose)
+    print_lines(report.lines())
+    return EXIT_COMPLETE if report.trainable else DataError.exit_code
+
+
+@app.command(
     epilog="Examples:  fcn-ray train --data train.parquet --val val.parquet --out runs/street   |   "
     "fcn-ray train -c train.yaml --set optimizer.learning_rate=5e-4 --resume",
 )
@@ -132,7 +206,8 @@ def train(
 ) -> int:
     """Train an FCN on the workers of a Ray cluster; the best epoch becomes the bundle OUT/bundle."""
     from fcn_ray.config import TrainConfig
-    from fcn_ray.reports.console import TrainingLines, print_lines
+    from fcn_ray.reports.console import print_lines
+    from fcn_ray.reports.training_lines import TrainingLines
     from fcn_ray.training.job import train as run
 
     flags = {
@@ -264,17 +339,17 @@ app.add_typer(config_app, name="config")
 
 @config_app.command("show", epilog="Examples:  fcn-ray config show train   |   fcn-ray config show segment -c job.yaml")
 def config_show(
-    job: Annotated[str, typer.Argument(help="train or segment.")],
+    job: Annotated[str, typer.Argument(help="train, segment or check.")],
     config: ConfigFile = None,
     settings: Settings = None,
 ) -> int:
     """Print every setting of a job with its default and meaning, or the resolved settings of a file."""
-    from fcn_ray.config import Section, SegmentConfig, TrainConfig
+    from fcn_ray.config import CheckConfig, Section, SegmentConfig, TrainConfig
     from fcn_ray.config_text import describe_config, dump_config
     from fcn_ray.errors import ConfigError
     from fcn_ray.reports.console import print_settings
 
-    kinds: dict[str, type[Section]] = {"train": TrainConfig, "segment": SegmentConfig}
+    kinds: dict[str, type[Section]] = {"train": TrainConfig, "segment": SegmentConfig, "check": CheckConfig}
     if job not in kinds:
         raise ConfigError(f"config show {job!r}: expected one of {', '.join(kinds)}")
     if config or settings:

@@ -7,12 +7,16 @@ import logging
 import os
 import signal
 import threading
-from collections.abc import Mapping
-from typing import Any
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import ray
 
 from fcn_ray.errors import FcnRayError, ResourceError
+
+T = TypeVar("T")
 
 WORKER_ENVIRONMENT: Mapping[str, str] = {
     "KERAS_BACKEND": "tensorflow",
@@ -78,11 +82,8 @@ def require(count: int, *, cpus: float, gpus: float, spare_cpus: float, purpose:
     Counted node by node, since a process cannot be spread over two, and with `spare_cpus` left for what feeds them.
     Without this check Ray would wait, in silence and for ever.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    room = 0
-    for node in nodes:
-        fits = int(node.get("CPU", 0.0) / cpus + 1e-9)
-        room += min(fits, _gpu_shares(node, gpus)) if gpus else fits
+    nodes = _alive()
+    room = _fits(nodes, cpus, gpus)
     present = ray.cluster_resources()
     cluster_cpus, cluster_gpus = present.get("CPU", 0.0), present.get("GPU", 0.0)
     found = f"the Ray cluster has {cluster_cpus:g} CPUs and {cluster_gpus:g} GPUs on {len(nodes)} nodes"
@@ -92,6 +93,26 @@ def require(count: int, *, cpus: float, gpus: float, spare_cpus: float, purpose:
         raise ResourceError(f"{count} {purpose} of {each} each do not fit, {found} with room for {room}: {way_out}")
     if cluster_cpus < count * cpus + spare_cpus:
         raise ResourceError(f"{count} {purpose} leave no {spare_cpus:g} CPUs to read and decode, {found}: {way_out}")
+
+
+def count_room(*, cpus: float, gpus: float, spare_cpus: float) -> int:
+    """Processes of `cpus` and `gpus` each that the nodes can hold with `spare_cpus` left over, if nothing else runs."""
+    nodes = _alive()
+    cluster_cpus = sum(node.get("CPU", 0.0) for node in nodes)
+    return max(0, min(_fits(nodes, cpus, gpus), int((cluster_cpus - spare_cpus) / cpus + 1e-9)))
+
+
+def _alive() -> list[Mapping[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _fits(nodes: list[Mapping[str, float]], cpus: float, gpus: float) -> int:
+    """Counted node by node, since a process cannot be spread over two."""
+    room = 0
+    for node in nodes:
+        fits = int(node.get("CPU", 0.0) / cpus + 1e-9)
+        room += min(fits, _gpu_shares(node, gpus)) if gpus else fits
+    return room
 
 
 def count_gpu_shares(*, gpus: float) -> int:
@@ -125,6 +146,35 @@ def find_own_error(error: BaseException) -> FcnRayError | None:
         pending += [getattr(found, name, None) for name in ("__cause__", "__context__", "cause", "_base_exc")]
         pending += list(getattr(found, "worker_failures", {}).values())
     return None
+
+
+TASKS_PER_CPU = 2
+"""Tasks of `stream_tasks` in flight: one runs, the next waits for it; after an error no more than these go on."""
+
+
+def stream_tasks(function: Callable[..., T], arguments: Iterable[tuple[Any, ...]]) -> Iterator[T]:
+    """Results of `function` for each of `arguments`, in their order, each from a Ray task."""
+    task = ray.remote(function)
+    most = TASKS_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
+    running: deque[ray.ObjectRef] = deque()
+    for values in arguments:
+        if len(running) >= most:
+            yield ray.get(running.popleft())
+        running.append(task.remote(*values))
+    while running:
+        yield ray.get(running.popleft())
+
+
+@contextmanager
+def own_errors() -> Iterator[None]:
+    """Raise the FcnRayError at the root of what Ray raises within, instead of it."""
+    try:
+        yield
+    except Exception as error:
+        own = find_own_error(error)
+        if own is None or own is error:
+            raise
+        raise own from error
 
 
 def last_line(error: BaseException) -> str:

@@ -204,7 +204,9 @@ class WorkersConfig(Section):
     """The Ray Train workers, each one replica of MultiWorkerMirroredStrategy."""
 
     count: Positive = 1
-    """How many."""
+    """How many; with `min_count` the most."""
+    min_count: Positive | None = None
+    """Fewest to go on with when nodes are lost; more join again as nodes come back. By default all of `count`."""
     gpus: float = Field(default=0, ge=0, le=1)
     """GPUs for each worker, which is one replica on one device: 0 or 1, or a share of one."""
     cpus: float = Field(default=1, gt=0)
@@ -212,7 +214,36 @@ class WorkersConfig(Section):
     threads: int = Field(default=0, ge=0)
     """TensorFlow threads of each worker; 0 shares the cores of a node evenly."""
     max_failures: int = Field(default=3, ge=0)
-    """Times that the group is started again from the last checkpoint after a worker died."""
+    """Times in a row that the group is started again from the last checkpoint after a worker died, without a new
+    checkpoint in between."""
+    wait_seconds: float = Field(default=0, ge=0)
+    """Longest wait for a cluster that has room for the workers, at the start and after a loss; 0 refuses at once."""
+
+    @model_validator(mode="after")
+    def _check(self) -> WorkersConfig:
+        if self.min_count and self.min_count > self.count:
+            raise ValueError(f"min_count {self.min_count} must not be above count {self.count}")
+        return self
+
+
+class DivergenceConfig(Section):
+    """What happens when a loss or a gradient is not finite."""
+
+    skip: int = Field(default=3, ge=0)
+    """Steps in a row that are left out, their gradients dropped, before the run goes back to its last checkpoint."""
+    rollbacks: int = Field(default=2, ge=0)
+    """Times that it goes back and on with half the learning rate, before it ends with code 7."""
+
+
+class TrackConfig(Section):
+    """Where the curves go, beside `metrics.jsonl` and `report.html` in the training folder."""
+
+    tensorboard: bool = False
+    """Write TensorBoard events below `<out>/tensorboard` (pip install "fcn_ray[tensorboard]")."""
+    mlflow: str | None = None
+    """MLflow tracking URI (pip install "fcn_ray[mlflow]")."""
+    mlflow_experiment: str = "fcn_ray"
+    """Name of the MLflow experiment."""
 
 
 class TrainConfig(Section):
@@ -235,12 +266,17 @@ class TrainConfig(Section):
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     workers: WorkersConfig = WorkersConfig()
+    divergence: DivergenceConfig = DivergenceConfig()
+    track: TrackConfig = TrackConfig()
     epochs: Positive = 30
     """Passes over the training set."""
     val_every: Positive = 1
     """Epochs between two validations; the last epoch is always validated."""
     batch_size: Positive = 8
-    """Images in one step, over all workers together."""
+    """Images in one step, over all workers together; it stays when the number of workers changes."""
+    accumulate: Positive = 1
+    """Parts that each worker's images of a step go through the network in, one after the other: less memory, the same
+    step. Not for dice, and batch normalisation sees one part at a time."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the layers; weights, logits and the loss stay float32."""
     seed: int = Field(default=1337, ge=0)
@@ -249,8 +285,14 @@ class TrainConfig(Section):
     """Only operations that give the same bits every time; slower on GPUs."""
     resume: bool = False
     """Go on from the newest checkpoint in `out`."""
+    checkpoint_steps: int = Field(default=500, ge=0)
+    """Steps between two checkpoints within an epoch, beside the one at its end; 0 writes only that."""
     keep_checkpoints: Positive = 3
     """Newest checkpoints that stay, beside the best one."""
+    log_steps: Positive = 20
+    """Steps between two lines of progress."""
+    stop_seconds: float = Field(default=120, ge=0)
+    """Longest wait for a checkpoint when the job is interrupted (SIGINT, SIGTERM)."""
     max_pixels: Positive = 64_000_000
     """Larger images are refused from their header."""
     address: str | None = None
@@ -258,12 +300,34 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> TrainConfig:
-        if self.batch_size % self.workers.count:
+        least = self.workers.count * self.accumulate
+        if self.batch_size < least:
             raise ValueError(
-                f"batch_size {self.batch_size} must be a multiple of workers.count {self.workers.count}: "
-                "every worker takes the same share of a step"
+                f"batch_size {self.batch_size} must be at least {least} (workers.count x accumulate): "
+                "every worker takes a share of every step"
             )
+        if self.loss.kind == "dice" and self.accumulate > 1:
+            raise ValueError("dice is a ratio over the whole step, which parts do not add up to: accumulate must be 1")
         return self
+
+
+class CheckConfig(Section):
+    """`fcn-ray check`."""
+
+    data: str
+    """Training set: a Parquet file, or a folder of them, with an image and a mask column."""
+    val: str | None = None
+    """Validation set, in the same form."""
+    image_column: str = "image"
+    """Column with encoded images: bytes or HF image structs."""
+    mask_column: str = "mask"
+    """Column with single-channel PNGs of class ids."""
+    classes: tuple[str, ...] | None = None
+    """Class names by id; by default from the Parquet metadata. Without either, ids are only counted."""
+    max_pixels: Positive = 64_000_000
+    """Larger images are refused from their header, as training does."""
+    address: str | None = None
+    """Ray cluster to join; by default RAY_ADDRESS, else Ray is started on this machine."""
 
 
 # ------------------------------------------------------------------------------------------------------- labelling

@@ -60,6 +60,17 @@ def dump_config(config: Section) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
 
 
+def flatten(config: Section) -> dict[str, Any]:
+    """{dotted key: plain value} of every setting."""
+    flat: dict[str, Any] = {}
+    for name, value in config.model_dump(mode="json").items():
+        inner = getattr(config, name)
+        flat |= (
+            {f"{name}.{key}": v for key, v in flatten(inner).items()} if isinstance(inner, Section) else {name: value}
+        )
+    return flat
+
+
 def describe_config(kind: type[Section], prefix: str = "") -> list[tuple[str, str, str]]:
     """(dotted key, default, meaning) of every knob of a job, in the order of config.py."""
     rows: list[tuple[str, str, str]] = []

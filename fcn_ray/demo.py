@@ -22,9 +22,10 @@ from fcn_ray.evaluation import Evaluation, evaluate, format_table
 from fcn_ray.images.codec import decode_image, decode_label
 from fcn_ray.inference.job import segment
 from fcn_ray.inference.report import SegmentReport
-from fcn_ray.reports.console import TrainingLines, percent, say
+from fcn_ray.reports.console import percent, say
 from fcn_ray.reports.page import Picture, Table, write_page
 from fcn_ray.reports.progress import format_duration
+from fcn_ray.reports.training_lines import TrainingLines
 from fcn_ray.tables.lookup import MaskIndex, stream_labels
 from fcn_ray.tables.schema import MASK
 from fcn_ray.training.job import train

@@ -13,7 +13,8 @@ FcnRayError                 1  unexpected
 └── AuditError             10  the audit found a broken promise
 
 A message says what was found, where, what was expected, and what to do. Codes: DESIGN 7. A signal ends a command with
-128 + its number. A bad image is never an exception: it is a row with a status (fcn_ray.tables.schema).
+128 + its number, but SIGTERM a training with 4. A bad image is never an exception: it is a row with a status
+(fcn_ray.tables.schema).
 """
 
 from __future__ import annotations
@@ -87,3 +88,7 @@ class AuditError(FcnRayError):
     """The audit found that the output does not keep its promises."""
 
     exit_code = 10
+
+
+class TerminatedError(KeyboardInterrupt):
+    """The process was asked to end by SIGTERM: an interrupt, but nobody sits at the keyboard."""

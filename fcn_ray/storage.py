@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,6 +193,11 @@ def replace(uri: str, data: bytes) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise StorageError(f"{uri} cannot be written: {error.strerror or error}") from error
+
+
+def remove_folder(uri: str) -> None:
+    """Delete a folder and all below it, as far as it can be deleted. For what nothing rests on any more."""
+    shutil.rmtree(local_path(uri), ignore_errors=True)
 
 
 def _write_durably(path: Path, data: bytes) -> None:

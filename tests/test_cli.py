@@ -8,7 +8,19 @@ from pathlib import Path
 import pytest
 import yaml
 
-COMMANDS = ["demo", "train", "segment", "evaluate", "audit", "export", "config show", "config network"]
+COMMANDS = ["demo", "import", "check", "train", "segment", "evaluate", "audit", "export", "config show"]
+COMMANDS += ["config network"]
+    "demo",
+    "import",
+    "check",
+    "train",
+    "segment",
+    "evaluate",
+    "audit",
+    "export",
+    "config show",
+    "config network",
+]
 
 
 def _run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -46,9 +58,10 @@ def test_help_lists_the_commands_and_version_says_which() -> None:
         (["segment", "in", "out", "--model", "nowhere"], 8, ["nowhere"]),
         (["train", "--data", "a", "--out", "b", "--set", "epoch=3"], 2, ["epoch: unknown key", "'epochs'"]),
         (["train", "--data", "nowhere.parquet", "--out", "b"], 2, ["no Parquet file at", "nowhere.parquet"]),
+        (["check", "nowhere.parquet"], 2, ["no Parquet file at", "nowhere.parquet"]),
         (["train", "--epochs", "many"], 2, ["--epochs", "valid integer", "fcn-ray --help"]),
         (["sgment"], 2, ["sgment"]),
-        (["config", "show", "cluster"], 2, ["expected one of train, segment"]),
+        (["config", "show", "cluster"], 2, ["expected one of train, segment, check"]),
         (["audit", "nowhere"], 2, ["nowhere"]),
         (["export", "nowhere", "street.keras"], 8, ["nowhere/model.json does not exist"]),
         (["export", "nowhere", "street.h5"], 2, ["street.h5", "expected .keras, .onnx"]),

@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
+import ray
+
+from fcn_ray import cluster
+from fcn_ray.errors import ResourceError
 
 pytestmark = pytest.mark.ray
 
@@ -19,6 +24,8 @@ from ray.cluster_utils import Cluster
 
 from fcn_ray import cluster
 from fcn_ray.errors import ResourceError
+
+ROOM = [(1, 0, 0), (1, 0, 1), (2, 0, 0), (0.5, 0.5, 0), (0.25, 0.4, 2.5), (3, 0, 0), (1, 0, 9)]
 
 def ask(count, *, cpus, gpus=0, spare_cpus=0):
     try:
@@ -39,6 +46,7 @@ found = {
     "one of 2 CPUs and 1 GPU": ask(1, cpus=2, gpus=1),
     "four of 0.4 GPUs": ask(4, cpus=0.2, gpus=0.4),
     "five of 0.4 GPUs": ask(5, cpus=0.2, gpus=0.4),
+    "room": [cluster.count_room(cpus=c, gpus=g, spare_cpus=s) for c, g, s in ROOM],
     "shares": [cluster.count_gpu_shares(gpus=gpus) for gpus in (0.1, 0.4, 0.5, 1, 2, 3)],
 }
 ray.shutdown()
@@ -78,6 +86,10 @@ def test_workers_that_fit_pass(two_nodes: dict[str, Any]) -> None:
     assert {workers: two_nodes[workers] for workers in fitting} == dict.fromkeys(fitting)
 
 
+def test_the_room_is_what_fits_on_each_node_less_what_is_to_be_spared(two_nodes: dict[str, Any]) -> None:
+    assert two_nodes["room"] == [3, 2, 1, 2, 2, 0, 0]
+
+
 def test_workers_that_leave_no_cpu_to_read_with_are_refused(two_nodes: dict[str, Any]) -> None:
     assert two_nodes["three of 1 CPU, one to spare"] == (
         "3 workers leave no 1 CPUs to read and decode, the Ray cluster has 3 CPUs and 2 GPUs on 2 nodes: "
@@ -104,3 +116,32 @@ def test_a_share_of_a_gpu_is_not_spread_over_two(two_nodes: dict[str, Any]) -> N
 
 def test_what_a_submitted_job_sets_in_its_environment_stays_and_ours_joins_it(two_nodes: dict[str, Any]) -> None:
     assert two_nodes["environment"] == ["1", "1"]
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_tasks_stream_a_few_at_a_time_and_give_their_results_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 2.0})
+    drawn: list[int] = []
+
+    def arguments() -> Iterator[tuple[int]]:
+        for number in range(9):
+            drawn.append(number)
+            yield (number,)
+
+    ahead = [(result, len(drawn) - result) for result in cluster.stream_tasks(lambda number: number, arguments())]
+    assert [result for result, _ in ahead] == list(range(9))
+    assert max(count for _, count in ahead) == 2 * cluster.TASKS_PER_CPU + 1, "the next is drawn as one is done"
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_an_error_of_ours_comes_out_of_a_task_as_it_was_raised() -> None:
+    def fail() -> None:
+        raise ResourceError("ours")
+
+    def fall() -> None:
+        raise ValueError("not ours")
+
+    with pytest.raises(ResourceError, match=r"^ours$"), cluster.own_errors():
+        list(cluster.stream_tasks(fail, [()]))
+    with pytest.raises(ray.exceptions.RayTaskError, match="not ours"), cluster.own_errors():
+        list(cluster.stream_tasks(fall, [()]))

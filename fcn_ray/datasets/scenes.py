@@ -6,7 +6,6 @@ The scene with a given seed and index is always the same, whatever else is writt
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,11 +19,10 @@ from fcn_ray.datasets.street import LABELS, draw_scene, random_size
 from fcn_ray.images.augmentation import sample_rng
 from fcn_ray.images.codec import encode_image, encode_mask
 from fcn_ray.images.geometry import Pixels
-from fcn_ray.labels import METADATA_KEY
+from fcn_ray.tables.schema import IMAGE, MASK, NAME, labelled_schema
 
 __all__ = ["LABELS", "Collection", "draw_scene", "scenes", "write_collection", "write_scenes_parquet"]
 
-_ENCODED = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 _ROTATED_RIGHT = 6
 """EXIF orientation of a picture taken with the camera turned to its left."""
 
@@ -56,7 +54,7 @@ def write_scenes_parquet(path: str | Path, count: int, seed: int, rows_per_group
 
     Both are image structs as in HF datasets; the schema metadata holds LABELS.
     """
-    _write_rows(Path(path), scenes(count, seed), ("image", "mask"), rows_per_group)
+    _write_rows(Path(path), scenes(count, seed), (IMAGE, MASK), rows_per_group)
 
 
 def write_collection(folder: str | Path, count: int, seed: int) -> Collection:
@@ -70,7 +68,7 @@ def write_collection(folder: str | Path, count: int, seed: int) -> Collection:
     images, labels = Path(folder) / "images", Path(folder) / "labels"
     drawn = list(scenes(count, seed))
     rows, photos = drawn[: count // 2], drawn[count // 2 :]
-    for root, column in ((images, "image"), (labels, "mask")):
+    for root, column in ((images, IMAGE), (labels, MASK)):
         (root / "photos").mkdir(parents=True, exist_ok=True)
         _write_rows(root / "streets.parquet", iter(rows), (column,), rows_per_group=max(1, len(rows) // 3))
     for index, (image, label) in enumerate(photos):
@@ -114,14 +112,11 @@ def _jpeg(image: Image.Image, exif: Image.Exif | None = None) -> bytes:
 
 def _write_rows(path: Path, drawn: Iterator[Scene], columns: tuple[str, ...], rows_per_group: int) -> None:
     """Write name and `columns` of the scenes, a row group at a time."""
-    features = {"name": {"dtype": "string", "_type": "Value"}} | {column: {"_type": "Image"} for column in columns}
-    metadata = {METADATA_KEY: LABELS.to_json(), "huggingface": json.dumps({"info": {"features": features}})}
-    fields = [("name", pa.string()), *((column, _ENCODED) for column in columns)]
     group: list[dict[str, object]] = []
-    with pq.ParquetWriter(path, pa.schema(fields, metadata)) as writer:
+    with pq.ParquetWriter(path, labelled_schema(LABELS, columns)) as writer:
         for index, scene in enumerate(drawn):
             name = f"street-{index:04d}"
-            group.append({"name": name} | {column: _encoded(column, name, scene) for column in columns})
+            group.append({NAME: name} | {column: _encoded(column, name, scene) for column in columns})
             if len(group) == rows_per_group:
                 writer.write_table(pa.Table.from_pylist(group, writer.schema))
                 group.clear()
@@ -131,6 +126,6 @@ def _write_rows(path: Path, drawn: Iterator[Scene], columns: tuple[str, ...], ro
 
 def _encoded(column: str, name: str, scene: Scene) -> dict[str, object]:
     image, label = scene
-    if column == "image":
+    if column == IMAGE:
         return {"bytes": encode_image(image), "path": f"{name}.jpg"}
     return {"bytes": encode_mask(label), "path": f"{name}.png"}

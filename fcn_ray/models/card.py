@@ -41,6 +41,10 @@ Ids in the masks; {labels.ignore_id} means no class (void).
 - Input: {preprocessing.channels}, mean {preprocessing.mean}, std {preprocessing.std}
 - Digest {digest}
 - Written by {versions}
+
+## Training
+
+{training}
 """
 
 
@@ -48,11 +52,17 @@ def write_card(
     spec: ModelSpec,
     labels: LabelSet,
     preprocessing: Preprocessing,
-    metrics: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     versions: Mapping[str, str],
     digest: str,
 ) -> str:
-    """Markdown of a model card; `metrics` are numbers by name, "class_iou" by class id, and groups of such metrics."""
+    """Markdown of a model card.
+
+    Of `metadata`, what training tells: "metrics" are numbers by name, "class_iou" by class id, and groups of such
+    metrics; "data", "epoch", "command" and "trained_with" say where the weights come from.
+    """
+    metrics = metadata.get("metrics")
+    metrics = metrics if isinstance(metrics, Mapping) else {}
     values = dict(metrics)
     for group in metrics.values():
         values |= group if isinstance(group, dict) else {}
@@ -68,7 +78,22 @@ def write_card(
         metrics=_table(numbers.items() or [("none", None)]),
         versions=", ".join(f"{name} {number}" for name, number in versions.items()),
         digest=digest,
+        training="\n".join(_training(metadata)) or "Nothing is known about it.",
     )
+
+
+def _training(metadata: Mapping[str, Any]) -> Iterable[str]:
+    data = metadata.get("data")
+    if isinstance(data, Mapping):
+        yield f"- Data {_cell(data.get('uri'))}, digest {_cell(data.get('digest'))}"
+    if "epoch" in metadata:
+        yield f"- Best epoch {_cell(metadata['epoch'])}; metrics are those of its weights, loaded by a fresh process"
+    if "command" in metadata:
+        yield f"- Command `{_cell(metadata['command']).replace('`', ' ')}`"
+    if isinstance(metadata.get("trained_with"), Mapping):
+        yield "- Trained with " + ", ".join(
+            f"{name} {_cell(number)}" for name, number in metadata["trained_with"].items()
+        )
 
 
 def _table(rows: Iterable[tuple[Any, ...]]) -> str:

@@ -36,6 +36,9 @@ class Loss:
     or NaN); labels are checked as they are read."""
     combine: Callable[[Tensor], Tensor]
     """float32 (T,) terms of all workers -> the loss, a float32 scalar; finite when no pixel is valid."""
+    additive: bool
+    """The terms are (sum, number), and the loss is the sum times something that only the number says: gradients of the
+    sums of parts of a step add up to that of the step."""
 
 
 def build_loss(
@@ -52,10 +55,10 @@ def build_loss(
     if config.kind == "dice":
         shares = np.ones(num_classes, np.float32) if weights is None else weights
         terms = partial(_dice_terms, num_classes=num_classes, ignore_id=ignore_id)
-        return Loss(terms, partial(_combine_dice, weights=shares))
+        return Loss(terms, partial(_combine_dice, weights=shares), additive=False)
     gamma = config.gamma if config.kind == "focal" else 0.0
     terms = partial(_pixel_terms, ignore_id=ignore_id, weights=weights, gamma=gamma)
-    return Loss(terms, _combine_mean if config.reduction == "mean_valid" else _combine_sum)
+    return Loss(terms, _combine_mean if config.reduction == "mean_valid" else _combine_sum, additive=True)
 
 
 # ------------------------------------------------------------------------------------- cross entropy and focal loss

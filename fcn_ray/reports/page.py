@@ -1,14 +1,16 @@
-"""One HTML page about a job: facts, tables, pictures. It holds all it shows, needs no network and runs no script."""
+"""One HTML page about a job: facts, charts, tables, pictures. It holds all it shows, loads nothing, runs no script."""
 
 from __future__ import annotations
 
 import base64
+import itertools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
+import numpy as np
 
 from fcn_ray import storage
 from fcn_ray.images.codec import encode_image
@@ -29,6 +31,8 @@ class Table:
     title: str
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
+    folded: bool = False
+    """Only its title is seen until the reader opens it."""
 
     def numeric(self) -> list[bool]:
         """For each column: are all its cells numbers, percentages or empty?"""
@@ -46,6 +50,18 @@ class Picture:
     image: Pixels
     label: Pixels | None = None
     mask: Pixels | None = None
+    heading: str = "Pictures"
+    """Pictures that follow each other under one heading stand together."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """A drawing under its title, as `svg.draw` makes it: one <svg> element, put into the page as it is."""
+
+    title: str
+    svg: str
+    wide: bool = False
+    """It takes the whole width, not half of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +77,10 @@ def write_page(
     tables: Sequence[Table] = (),
     pictures: Sequence[Picture] = (),
     labels: LabelSet | None = None,
+    charts: Sequence[Chart] = (),
 ) -> None:
     """Write the page to `path`, over what is there. `facts` are (name, value); `labels` colours the pictures."""
-    storage.replace(path, render_page(title, facts, tables, pictures, labels).encode())
+    storage.replace(path, render_page(title, facts, tables, pictures, labels, charts).encode())
 
 
 def render_page(
@@ -72,6 +89,7 @@ def render_page(
     tables: Sequence[Table] = (),
     pictures: Sequence[Picture] = (),
     labels: LabelSet | None = None,
+    charts: Sequence[Chart] = (),
 ) -> str:
     """The page as HTML text. Raises ValueError for pictures with a label or mask but no `labels` to colour them."""
     environment = jinja2.Environment(
@@ -81,12 +99,29 @@ def render_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    legend = list(zip(labels.names, map(_css_colour, labels.palette), strict=True)) if labels and pictures else []
-    rows = [(picture.caption, _panels(picture, labels)) for picture in pictures]
-    columns = max((len(panels) for _, panels in rows), default=1)
+    groups = [
+        (heading, [(picture.caption, _panels(picture, labels)) for picture in group])
+        for heading, group in itertools.groupby(pictures, lambda picture: picture.heading)
+    ]
+    columns = max((len(panels) for _, rows in groups for _, panels in rows), default=1)
     return environment.get_template("page.html").render(
-        title=title, facts=facts, tables=tables, pictures=rows, legend=legend, columns=columns
+        title=title,
+        facts=facts,
+        charts=charts,
+        tables=tables,
+        legend=_legend(pictures, labels),
+        groups=groups,
+        columns=columns,
     )
+
+
+def _legend(pictures: Sequence[Picture], labels: LabelSet | None) -> list[tuple[str, str]]:
+    """Names and CSS colours of the classes in the pictures, in the order of their ids."""
+    if labels is None:
+        return []
+    drawn = [ids for picture in pictures for ids in (picture.label, picture.mask) if ids is not None]
+    found = sorted({int(value) for ids in drawn for value in np.unique(ids)} & set(range(len(labels))))
+    return [(labels.names[index], _css_colour(labels.palette[index])) for index in found]
 
 
 def _panels(picture: Picture, labels: LabelSet | None) -> list[_Panel]:

@@ -6,12 +6,14 @@ The columns are made by hand rather than by a class, so that the Arrow schema be
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from fcn_ray.labels import METADATA_KEY, LabelSet
 
+NAME = "name"
 IMAGE_ID = "image_id"
 PATH = "path"
 ROW = "row"
@@ -101,8 +103,15 @@ def result_schema(labels: LabelSet, carried: pa.Schema | None = None) -> pa.Sche
 
     The metadata holds the label set, and a `huggingface` key that makes `datasets` open the mask as an image.
     """
-    fields = [*_FIRST, *(carried or []), *_LAST]
-    return pa.schema(fields, metadata={METADATA_KEY: labels.to_json(), "huggingface": _huggingface_features(fields)})
+    return _described([*_FIRST, *(carried or []), *_LAST], labels)
+
+
+def labelled_schema(labels: LabelSet, columns: Sequence[str] = (IMAGE, MASK)) -> pa.Schema:
+    """Arrow schema of a labelled data set: `name` and the image structs `columns`, with metadata as in a result file.
+
+    The bytes of an image are any encoded image, those of a mask as in a result row.
+    """
+    return _described([pa.field(NAME, pa.string()), *(pa.field(column, MASK_TYPE) for column in columns)], labels)
 
 
 def carried_name(name: str) -> str:
@@ -129,9 +138,11 @@ def trim_error(text: str) -> str:
     return escaped if len(escaped) <= MAX_ERROR_CHARACTERS else escaped[: MAX_ERROR_CHARACTERS - 1] + "…"
 
 
-def _huggingface_features(fields: list[pa.Field]) -> str:
+def _described(fields: list[pa.Field], labels: LabelSet) -> pa.Schema:
+    """Schema of `fields` whose metadata tell the classes, and HF datasets which columns are images."""
     features = {field.name: _feature(field.type) for field in fields}
-    return json.dumps({"info": {"features": features}})
+    huggingface = json.dumps({"info": {"features": features}})
+    return pa.schema(fields, metadata={METADATA_KEY: labels.to_json(), "huggingface": huggingface})
 
 
 def _feature(kind: pa.DataType) -> Any:

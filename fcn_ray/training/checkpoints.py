@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-import shutil
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -22,9 +21,12 @@ from fcn_ray.errors import DivergedError
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "fcn_ray checkpoint 1"
+FORMAT = "fcn_ray checkpoint 2"
 STATE = "state.safetensors"
 INDEX = "checkpoint.json"
+
+MODEL, OPTIMIZER = "model/", "optimizer/"
+"""Prefixes of the names of arrays."""
 
 Arrays = dict[str, np.ndarray]
 
@@ -43,6 +45,10 @@ class Checkpoint:
     settings: str
     """Digest of the settings that the weights depend on; only a run with equal ones may go on from here."""
     metrics: dict[str, Any]
+    remaining: tuple[tuple[int, int], ...] | None = None
+    """Rows of the current epoch's order that no step has used (training/order.py); None at the border of an epoch."""
+    rate_factor: float = 1.0
+    """On the learning rate: halved each time that the training went back after it had diverged."""
 
 
 def save_checkpoint(run: str, checkpoint: Checkpoint, arrays: Arrays) -> Checkpoint:
@@ -72,7 +78,9 @@ def list_checkpoints(run: str) -> list[Checkpoint]:
         folder = storage.join(run, "checkpoints", entry.path.removesuffix("/" + INDEX))
         try:
             index = json.loads(storage.read_bytes(storage.join(folder, INDEX)))
-            known = {key: index[key] for key in ("epoch", "step", "score", "settings", "metrics")}
+            known = {key: index[key] for key in ("epoch", "step", "score", "settings", "metrics", "rate_factor")}
+            ranges = index["remaining"]
+            known["remaining"] = None if ranges is None else tuple((int(a), int(b)) for a, b in ranges)
         except (ValueError, KeyError, TypeError) as error:
             logger.warning("%s is damaged and passed over: %s", folder, error)
             continue
@@ -125,4 +133,4 @@ def remove_old(run: str, keep: int) -> None:
     found = list_checkpoints(run)
     for checkpoint in found[:-keep]:
         if checkpoint != _ranked(found)[0]:
-            shutil.rmtree(storage.local_path(checkpoint.folder), ignore_errors=True)
+            storage.remove_folder(checkpoint.folder)

@@ -13,20 +13,16 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 import pyarrow.parquet as pq
-import ray
 
-from fcn_ray import storage
+from fcn_ray import cluster, storage
 from fcn_ray.errors import DataError
 from fcn_ray.images.codec import decode_label
 from fcn_ray.labels import LabelSet
-from fcn_ray.training import ingest
+from fcn_ray.training import ingest, order
 
 logger = logging.getLogger(__name__)
 
 Counts = npt.NDArray[np.int64]
-
-TASKS_PER_CPU = 2
-"""Counting tasks in flight: one runs, the next waits for it; after an error no more than these go on."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -40,7 +36,7 @@ class LabelCounts:
 
 
 def find_class_weights(
-    kind: Literal["inverse", "median"], pieces: tuple[ingest.Piece, ...], columns: ingest.Columns, labels: LabelSet
+    kind: Literal["inverse", "median"], pieces: tuple[order.Piece, ...], columns: ingest.Columns, labels: LabelSet
 ) -> tuple[float, ...]:
     """Class weights from the training labels; Ray must be connected. Raises DataError for labels that cannot train."""
     counts = count_labels(pieces, columns, labels)
@@ -76,23 +72,15 @@ def median_weights(counts: LabelCounts) -> tuple[float, ...]:
     return tuple(weights.tolist())
 
 
-def count_labels(pieces: tuple[ingest.Piece, ...], columns: ingest.Columns, labels: LabelSet) -> LabelCounts:
+def count_labels(pieces: tuple[order.Piece, ...], columns: ingest.Columns, labels: LabelSet) -> LabelCounts:
     """Count the label pixels of `pieces` in Ray tasks. Raises what `count_piece` raises, at the first bad row found."""
-    task = ray.remote(count_piece)
-    most = TASKS_PER_CPU * max(1, int(ray.cluster_resources().get("CPU", 1)))
     total = np.zeros((2, len(labels)), np.int64)
-    running: list[ray.ObjectRef] = []
-    for piece in pieces:
-        if len(running) >= most:
-            done, running = ray.wait(running)
-            total += ray.get(done[0])
-        running.append(task.remote(piece, columns, labels))
-    for counts in ray.get(running):
+    for counts in cluster.stream_tasks(count_piece, ((piece, columns, labels) for piece in pieces)):
         total += counts
     return LabelCounts(*total)
 
 
-def count_piece(piece: ingest.Piece, columns: ingest.Columns, labels: LabelSet) -> Counts:
+def count_piece(piece: order.Piece, columns: ingest.Columns, labels: LabelSet) -> Counts:
     """Both counts (2, K) of one row group. Raises DataError or SchemaError that names the row or the column."""
     file = pq.ParquetFile(storage.local_path(piece.path))
     table = file.read_row_group(piece.row_group, columns=[columns.mask])

@@ -1,8 +1,8 @@
 """Ray Data feeds the workers: Parquet rows -> shuffled -> decoded -> augmented, as uint8 batches of one size.
 
-The order of an epoch is a pure function of (rows, seed, epoch), and each image's augmentation of (seed, epoch, image):
-the stream is the same whatever the number of tasks, and a run that was killed goes on with the batches it would have
-seen. Row groups are shuffled, and rows within windows of them: a task holds a window, or one row group if that is more.
+The order of an epoch is a pure function of (rows, seed, epoch), see order.py, and each image's augmentation of (seed,
+epoch, image): the stream is the same whatever the number of tasks, and a run that was killed goes on with the batches
+it would have seen.
 """
 
 from __future__ import annotations
@@ -23,29 +23,13 @@ from fcn_ray.errors import DataError, SchemaError
 from fcn_ray.images.augmentation import augment, sample_rng
 from fcn_ray.images.codec import ImageError, decode_image, decode_label
 from fcn_ray.labels import LabelSet
+from fcn_ray.training.order import Piece, Read
 
 Batch = dict[str, np.ndarray]
-
-WINDOW_ROWS = 2048
-"""Rows that are shuffled together; as encoded images about 200 MB in one reading task."""
 
 IMAGE = "image"
 LABEL = "label"
 KEY = "key"
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """One row group of a Parquet file."""
-
-    path: str
-    key: str
-    """Its path below the data set's folder: what names its rows, wherever the data set lies."""
-    row_group: int
-    first_row: int
-    n_rows: int
-    n_bytes: int
-    """Uncompressed; with the number of rows it tells other data apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,15 +38,6 @@ class Columns:
 
     image: str
     mask: str
-
-
-@dataclass(frozen=True, slots=True)
-class Read:
-    """One reading task: rows of a few pieces, in the order in which they are to be delivered."""
-
-    pieces: tuple[Piece, ...]
-    rows: np.ndarray
-    """(N, 2) int32: index into `pieces`, row within it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,44 +92,6 @@ def agree(known: LabelSet | None, found: LabelSet | None, where: str) -> LabelSe
             "train on files that agree, or map the ids of one"
         )
     return known or found
-
-
-def plan_epoch(pieces: tuple[Piece, ...], seed: int, epoch: int, window_rows: int = WINDOW_ROWS) -> list[Read]:
-    """The rows of one epoch in a seeded order, in windows of whole pieces. Every row comes once."""
-    rng = np.random.default_rng([seed, epoch])
-    reads: list[Read] = []
-    window: list[Piece] = []
-    shuffled = [pieces[i] for i in rng.permutation(len(pieces))]
-    for position, piece in enumerate(shuffled, 1):
-        window.append(piece)
-        if sum(p.n_rows for p in window) >= window_rows or position == len(shuffled):
-            reads.append(Read(tuple(window), rng.permutation(_all_rows(window))))
-            window = []
-    return reads
-
-
-def plan_pass(pieces: tuple[Piece, ...]) -> list[Read]:
-    """Every row once, in the order of the files (validation)."""
-    return [Read((piece,), _all_rows([piece])) for piece in pieces]
-
-
-def take_share(reads: list[Read], start: int, stop: int) -> list[Read]:
-    """The part of `reads` that delivers rows `start` to `stop` of the whole order: one worker's share."""
-    shares: list[Read] = []
-    position = 0
-    for read in reads:
-        low, high = max(start - position, 0), min(stop - position, len(read.rows))
-        position += len(read.rows)
-        if low < high:
-            rows = read.rows[low:high]
-            used, index = np.unique(rows[:, 0], return_inverse=True)
-            shares.append(Read(tuple(read.pieces[i] for i in used), np.stack([index, rows[:, 1]], 1).astype(np.int32)))
-    return shares
-
-
-def _all_rows(pieces: list[Piece]) -> np.ndarray:
-    index = [np.stack([np.full(p.n_rows, i), np.arange(p.n_rows)], 1) for i, p in enumerate(pieces)]
-    return np.concatenate(index).astype(np.int32)
 
 
 # ---------------------------------------------------------------------------------------------------------- stages

@@ -1,33 +1,34 @@
-"""train(config): check, connect, run the workers until they are done, and say what came out."""
+"""train(config): check, connect, run groups of workers until the training is done, and say what came out."""
 
 from __future__ import annotations
 
-import json
 import logging
-import threading
+import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-import ray
-from ray.train import RunConfig, ScalingConfig
-from ray.util.queue import Empty, Queue
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
 from fcn_ray import cluster, storage
 from fcn_ray.config import TrainConfig
-from fcn_ray.config_text import dump_config
-from fcn_ray.errors import IncompleteError
+from fcn_ray.config_text import dump_config, flatten
+from fcn_ray.errors import DivergedError, IncompleteError, ResourceError, TerminatedError
 from fcn_ray.reports.progress import format_duration
-from fcn_ray.training.checkpoints import load_newest
+from fcn_ray.reports.tracking import follow
+from fcn_ray.training.checkpoints import list_checkpoints, load_newest
 from fcn_ray.training.frequencies import find_class_weights
+from fcn_ray.training.group import Group
 from fcn_ray.training.preflight import Job, prepare
+from fcn_ray.training.promotion import promote
+from fcn_ray.training.seeing import keep_curve, trackers, write_report
 
 logger = logging.getLogger(__name__)
 
 INGEST_CPUS = 1
 """CPUs that must be free beside the workers, to read and decode their input."""
+
+REGROW_SECONDS = 30.0
+"""Between two looks whether a group that has lost workers could have more again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +40,14 @@ class TrainReport:
     epoch: int
     """Epoch of the best checkpoint, which the bundle holds; counted from 1."""
     metrics: dict[str, Any]
+    """Of the bundle on the validation set, measured in a fresh process; empty without one."""
+    page: str
+    """Path of the training's report."""
     seconds: float
 
     def lines(self) -> Iterator[str]:
         """The report as lines of text."""
-        yield f"trained in {format_duration(self.seconds)}; best epoch {self.epoch}"
+        yield f"trained in {format_duration(self.seconds)}; best epoch {self.epoch}; curves and pictures: {self.page}"
         yield f"next:  fcn-ray segment IMAGES MASKS --model {self.bundle}"
 
 
@@ -52,55 +56,175 @@ def train(
 ) -> TrainReport:
     """Train an FCN on Ray Train workers; the best checkpoint becomes the bundle at `<out>/bundle`.
 
-    `on_record` is called on the driver with {"kind": "start" | "step" | "epoch" | "bundle", ...} as things happen.
-    A worker that dies brings all of them back from the last checkpoint, `workers.max_failures` times.
-    Raises FcnRayError subclasses; IncompleteError means that the same command with `resume` goes on.
+    `on_record` is called on the driver with {"kind": "start" | "workers" | "step" | "checkpoint" | "epoch" | "warning"
+    | "bundle", ...} as things happen. Workers that die, or nodes that go, bring the group back from its last
+    checkpoint. Raises FcnRayError subclasses; IncompleteError means that the same command with `resume` goes on.
     """
     job = prepare(config)
     start = time.monotonic()
     workers = job.config.workers
-    wanted = workers.count * workers.cpus + INGEST_CPUS
-    cluster.connect(job.config.address, cpus=wanted, verbose=verbose)
-    cluster.require(workers.count, cpus=workers.cpus, gpus=workers.gpus, spare_cpus=INGEST_CPUS, purpose="workers")
+    cluster.connect(job.config.address, cpus=workers.count * workers.cpus + INGEST_CPUS, verbose=verbose)
+    count = _wait_for_room(job)
     job = _with_class_weights(job)
     storage.replace(storage.join(job.config.out, "config.yaml"), dump_config(job.config).encode())
+    with follow(trackers(job)) as track:
+
+        def hear(record: dict[str, Any]) -> None:
+            try:
+                if record["kind"] == "epoch":
+                    keep_curve(job.config.out, record)
+                track(record)
+                if on_record:
+                    on_record(record)
+            except Exception:  # a closed terminal or a caller's mistake must not cost the training
+                logger.exception("a record of the training could not be passed on")
+
+        hear(_start_record(job))
+        _run_groups(job, count, hear)
+        with cluster.own_errors():
+            promotion = promote(job)
+        bundle, metrics = promotion.bundle, promotion.bundle.metadata["metrics"]
+        page = write_report(job, promotion)
+        hear({"kind": "page", "path": page})
+        epoch = promotion.checkpoint.epoch
+        hear({"kind": "bundle", "folder": bundle.folder, "digest": bundle.digest, "epoch": epoch, "metrics": metrics})
+    return TrainReport(bundle.folder, bundle.digest, epoch, metrics, page, time.monotonic() - start)
+
+
+def _start_record(job: Job) -> dict[str, Any]:
+    found = list_checkpoints(job.config.out)
+    return {
+        "kind": "start",
+        "network": f"FCN-{job.spec.variant} {job.spec.backbone}",
+        "images": sum(piece.n_rows for piece in job.train_pieces),
+        "val_images": sum(piece.n_rows for piece in job.val_pieces),
+        "epochs": job.config.epochs,
+        "steps": job.config.epochs * job.steps_per_epoch,
+        "step": found[-1].step if found else 0,
+        "workers": job.config.workers.count,
+        "class_weights": job.class_weights,
+        "classes": list(job.labels.names),
+        "settings": flatten(job.config),
+    }
+
+
+# ------------------------------------------------------------------------------------------------- groups of workers
+
+
+def _run_groups(job: Job, count: int, hear: Callable[[dict[str, Any]], None]) -> None:
+    """Groups of workers, one after the other, until the training is done.
+
+    A group ends early when a worker dies, when it is to be larger (nodes came back), or when the training diverges.
+    """
     told: dict[str, dict[str, Any]] = {}
 
-    def hear(record: dict[str, Any]) -> None:
+    def listen(record: dict[str, Any]) -> None:
         told[record["kind"]] = record
-        if record["kind"] == "epoch":
-            _keep_curve(job.config.out, record)
-        if on_record:
-            on_record(record)
+        if record["kind"] not in ("trained", "stopped"):
+            hear(record)
 
-    hear(
-        {
-            "kind": "start",
-            "network": f"FCN-{job.spec.variant} {job.spec.backbone}",
-            "images": sum(piece.n_rows for piece in job.train_pieces),
-            "steps": job.config.epochs * job.steps_per_epoch,
-            "class_weights": job.class_weights,
-        }
-    )
-    for failures in range(workers.max_failures + 1):
+    failures, rollbacks, seen, factor = 0, 0, -1, None
+    while "trained" not in told:
+        newest = load_newest(job.config.out)
+        place = newest[0] if newest else None
+        step, factor = (place.step if place else 0), factor or (place.rate_factor if place else 1.0)
+        failures, seen = (0 if step > seen else failures), max(step, seen)
+        told.pop("stopped", None)
+        hear({"kind": "workers", "count": count, "step": step})
         try:
-            with _Listener(hear) as tell:
-                _interruptible(lambda: _run_workers(job, tell))
-            break
+            _run_group(job, Group(job, count, place, factor, listen), count, told)
+            if not {"trained", "stopped"} & told.keys():
+                raise RuntimeError("the workers ended without a word")
+        except (KeyboardInterrupt, IncompleteError):
+            raise
         except Exception as error:
             own = cluster.find_own_error(error)
-            if own is not None:
+            if isinstance(own, DivergedError) and rollbacks < job.config.divergence.rollbacks:
+                rollbacks, factor = rollbacks + 1, factor / 2
+                message = f"{own}. Back to step {step}, with {factor:g} times the learning rate"
+                hear({"kind": "warning", "step": step, "message": message})
+            elif own is not None:
                 raise own from error
-            if failures == workers.max_failures:
-                raise IncompleteError(
-                    f"the workers failed {failures + 1} times, the last time with: {cluster.last_line(error)}. "
-                    f"Checkpoints are in {job.config.out}: the same command with --resume goes on"
-                ) from error
-            logger.warning("workers failed (%s); starting again from the last checkpoint", cluster.last_line(error))
-    done = told.get("bundle")
-    if done is None:
-        raise IncompleteError(f"the workers ended without a bundle in {job.config.out}: the same with --resume goes on")
-    return TrainReport(done["folder"], done["digest"], done["epoch"], done["metrics"], time.monotonic() - start)
+            else:
+                failures += 1
+                _check_failures(job, failures, error)
+                lost = f"workers failed ({cluster.last_line(error)}); starting again from the last checkpoint"
+                hear({"kind": "warning", "step": step, "message": lost})
+        if "trained" not in told:
+            count = _wait_again(job)
+
+
+def _wait_again(job: Job) -> int:
+    """As `_wait_for_room`, for a training that has begun: what it lacks now it may have later."""
+    try:
+        return _wait_for_room(job)
+    except ResourceError as error:
+        raise IncompleteError(f"{error}. The same command with --resume goes on from {job.config.out}") from error
+
+
+def _check_failures(job: Job, failures: int, error: Exception) -> None:
+    if failures > job.config.workers.max_failures:
+        raise IncompleteError(
+            f"the workers failed {failures} times, the last time with: {cluster.last_line(error)}. "
+            f"Checkpoints are in {job.config.out}: the same command with --resume goes on"
+        ) from error
+
+
+def _run_group(job: Job, group: Group, count: int, told: dict[str, dict[str, Any]]) -> None:
+    """Wait for the group's end; stop it when it could be larger, or when the driver is interrupted."""
+    look = time.monotonic() + REGROW_SECONDS
+    try:
+        while not group.wait(0.2):
+            if count < job.config.workers.count and time.monotonic() > look:
+                look = math.inf if _room(job) > count else time.monotonic() + REGROW_SECONDS
+                if look == math.inf:
+                    group.ask_to_stop()
+    except KeyboardInterrupt as interrupt:
+        _stop(job, group, told, interrupt)
+
+
+def _stop(job: Job, group: Group, told: dict[str, dict[str, Any]], interrupt: KeyboardInterrupt) -> None:
+    """Ask for a checkpoint, wait for it, and end: SIGTERM is told from an interrupt at the keyboard."""
+    group.ask_to_stop()
+    try:
+        group.wait(job.config.stop_seconds)
+    except Exception as error:
+        logger.warning("the workers failed while they stopped: %s", cluster.last_line(error))
+    if not isinstance(interrupt, TerminatedError):
+        raise interrupt
+    stopped = told.get("stopped")
+    saved = f"checkpoint {stopped['folder']}" if stopped and stopped["folder"] else "no checkpoint of the last steps"
+    raise IncompleteError(
+        f"stopped by SIGTERM, {saved}: the same command with --resume goes on from {job.config.out}"
+    ) from interrupt
+
+
+def _wait_for_room(job: Job) -> int:
+    """Workers that the cluster has room for, once they are enough; ResourceError when that takes too long."""
+    workers = job.config.workers
+    least = workers.min_count or workers.count
+    deadline = time.monotonic() + workers.wait_seconds
+    while True:
+        room = _room(job)
+        if room >= least:
+            return min(room, workers.count)
+        if time.monotonic() >= deadline:
+            break
+        time.sleep(1.0)
+    waited = f" after {format_duration(workers.wait_seconds)}" if workers.wait_seconds else ""
+    try:
+        cluster.require(least, cpus=workers.cpus, gpus=workers.gpus, spare_cpus=INGEST_CPUS, purpose="workers")
+    except ResourceError as error:
+        raise ResourceError(f"{error}{waited}; workers.wait_seconds waits for nodes to come") from None
+    return least
+
+
+def _room(job: Job) -> int:
+    workers = job.config.workers
+    return cluster.count_room(cpus=workers.cpus, gpus=workers.gpus, spare_cpus=INGEST_CPUS)
+
+
+# -------------------------------------------------------------------------------------------------------------- rest
 
 
 def _with_class_weights(job: Job) -> Job:
@@ -108,99 +232,5 @@ def _with_class_weights(job: Job) -> Job:
     kind = job.config.loss.class_weights
     if isinstance(kind, tuple) or kind == "none":
         return job
-    try:
+    with cluster.own_errors():
         return replace(job, class_weights=find_class_weights(kind, job.train_pieces, job.columns, job.labels))
-    except Exception as error:
-        if own := cluster.find_own_error(error):
-            raise own from error
-        raise
-
-
-def _keep_curve(out: str, record: dict[str, Any]) -> None:
-    """`metrics.jsonl`: one line for each epoch; a resumed run goes on with it, from the epoch it does again."""
-    uri = storage.join(out, "metrics.jsonl")
-    before = storage.read_bytes(uri).decode().splitlines() if storage.is_file(uri) else []
-    kept = [line for line in before if json.loads(line)["epoch"] < record["epoch"]]
-    storage.replace(uri, "".join(f"{line}\n" for line in [*kept, json.dumps(record)]).encode())
-
-
-def _run_workers(job: Job, tell: Callable[[dict[str, Any]], None]) -> None:
-    from ray.train.tensorflow import TensorflowTrainer  # imports TensorFlow: 7 s that a refused job need not wait
-
-    workers = job.config.workers
-    newest = load_newest(job.config.out)
-    resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
-    TensorflowTrainer(
-        _work,
-        train_loop_config={"job": job, "resume_from": newest[0] if newest else None, "tell": tell},
-        scaling_config=ScalingConfig(
-            num_workers=workers.count, use_gpu=workers.gpus > 0, resources_per_worker=resources
-        ),
-        run_config=RunConfig(name=f"run-{time.time_ns()}", storage_path=storage.join(job.config.out, "ray")),
-    ).fit()
-
-
-def _interruptible(work: Callable[[], None]) -> None:
-    """Run `work` in a thread, so that SIGINT and SIGTERM reach this one: Ray Train would take them for itself."""
-    raised: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            work()
-        except BaseException as error:  # carried over to the caller's thread, whatever it is
-            raised.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    while thread.is_alive():
-        thread.join(0.2)
-    if raised:
-        raise raised[0]
-
-
-def _work(loop_config: dict[str, Any]) -> None:
-    """Entry point on a worker; TensorFlow and Keras are imported there, not on the driver."""
-    from fcn_ray.training.loop import run_worker
-
-    try:
-        run_worker(loop_config["job"], loop_config["resume_from"], loop_config["tell"])
-    except Exception as error:
-        own = cluster.find_own_error(error)  # looked for here: causes do not survive the way to the driver
-        if own is not None:
-            raise own from None
-        raise
-
-
-class _Listener:
-    """Carries the workers' records to a function on the driver, from any node. Lives on the driver's node."""
-
-    def __init__(self, hear: Callable[[dict[str, Any]], None]) -> None:
-        self._hear = hear
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-        self._queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._listen, daemon=True)
-
-    def __enter__(self) -> Callable[[dict[str, Any]], None]:
-        self._thread.start()
-        put: Callable[[dict[str, Any]], None] = self._queue.put_nowait
-        return put
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._queue.shutdown(force=True)
-
-    def _listen(self) -> None:
-        while True:
-            stopping = self._stop.is_set()
-            try:
-                record = self._queue.get(timeout=0.2)
-            except Empty:
-                if stopping:
-                    return
-                continue
-            try:
-                self._hear(record)
-            except Exception:  # a closed terminal or a caller's mistake must not cost the training
-                logger.exception("a record of the training could not be passed on")

@@ -16,7 +16,7 @@ from fcn_ray.config import VARIANTS, ModelConfig, ModelSpec, Preprocessing, Trai
 from fcn_ray.errors import ConfigError, DataError, ForeignOutputError
 from fcn_ray.labels import LabelSet
 from fcn_ray.models.weight_files import IMAGENET, check_weights
-from fcn_ray.training import ingest
+from fcn_ray.training import ingest, order
 from fcn_ray.training.checkpoints import list_checkpoints
 
 CHECKED_PIECES, CHECKED_SAMPLES = 16, 16
@@ -33,8 +33,8 @@ class Job:
     labels: LabelSet
     preprocessing: Preprocessing
     columns: ingest.Columns
-    train_pieces: tuple[ingest.Piece, ...]
-    val_pieces: tuple[ingest.Piece, ...]
+    train_pieces: tuple[order.Piece, ...]
+    val_pieces: tuple[order.Piece, ...]
     steps_per_epoch: int
     settings: str
     """Digest of what the weights depend on: a checkpoint with another one is not gone on from."""
@@ -174,7 +174,7 @@ def _check_output(config: TrainConfig, settings: str) -> None:
         raise ForeignOutputError(f"out = {config.out} is a file: choose a folder")
     found = list_checkpoints(config.out)
     if not found:
-        known = {"checkpoints", "config.yaml", "metrics.jsonl", "ray"}
+        known = {"checkpoints", "config.yaml", "metrics.jsonl", "mlflow-run", "ray", "report.html", "tensorboard"}
         foreign = sorted({e.path.partition("/")[0] for e in storage.list_files(config.out)} - known)
         if foreign:
             raise ForeignOutputError(f"{config.out} holds {foreign[:3]}, not a training run: choose another --out")
@@ -191,12 +191,10 @@ def _check_output(config: TrainConfig, settings: str) -> None:
         )
 
 
-def _check_samples(
-    pieces: tuple[ingest.Piece, ...], columns: ingest.Columns, labels: LabelSet, max_pixels: int
-) -> None:
+def _check_samples(pieces: tuple[order.Piece, ...], columns: ingest.Columns, labels: LabelSet, max_pixels: int) -> None:
     for piece in _spread([piece for piece in pieces if piece.n_rows], CHECKED_PIECES):
         rows = _spread(range(piece.n_rows), CHECKED_SAMPLES)
-        read = ingest.Read((piece,), np.array([[0, row] for row in rows], np.int32))
+        read = order.Read((piece,), np.array([[0, row] for row in rows], np.int32))
         for row in ingest.read_rows(read, columns).to_pylist():
             ingest.decode_sample(row, labels, max_pixels)
 

@@ -5,10 +5,10 @@ from fcn_ray.labels import LabelSet
 from fcn_ray.models.card import write_card
 
 
-def card(metrics: dict[str, object]) -> str:
+def card(metrics: dict[str, object], **metadata: object) -> str:
     labels = LabelSet.from_names(["sky", "road | path"])
     spec = ModelSpec(variant="16s", num_classes=2)
-    return write_card(spec, labels, Preprocessing(), metrics, {"keras": "3.15.1"}, "ab" * 32)
+    return write_card(spec, labels, Preprocessing(), {"metrics": metrics} | metadata, {"keras": "3.15.1"}, "ab" * 32)
 
 
 def test_card_tells_classes_metrics_and_origin() -> None:
@@ -25,3 +25,13 @@ def test_card_without_metrics() -> None:
     text = card({})
     assert "| none | - |" in text
     assert "| 0 | sky | - |" in text
+    assert "Nothing is known about it." in text
+
+
+def test_card_tells_what_it_was_trained_on_and_how() -> None:
+    origin = {"data": {"uri": "a|b.parquet", "digest": "cd" * 32}, "epoch": 7, "command": "fcn-ray train `x`"}
+    text = card({}, **origin, trained_with={"tensorflow": "2.21.0"})
+    assert f"- Data a\\|b.parquet, digest {'cd' * 32}" in text
+    assert "- Best epoch 7;" in text
+    assert "- Command `fcn-ray train  x `" in text
+    assert "- Trained with tensorflow 2.21.0" in text

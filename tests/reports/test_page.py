@@ -7,7 +7,7 @@ import pytest
 
 from fcn_ray.images.codec import decode_image
 from fcn_ray.labels import LabelSet
-from fcn_ray.reports.page import MAX_SIDE, Picture, Table, render_page, write_page
+from fcn_ray.reports.page import MAX_SIDE, Chart, Picture, Table, render_page, write_page
 
 LABELS = LabelSet(("sky", "road"), ((0, 0, 255), (255, 0, 0)))
 GREY = np.full((40, 60, 3), 100, np.uint8)
@@ -48,7 +48,7 @@ def test_a_page_shows_facts_tables_and_pictures():
     html = render_page("Report", [("images", "12")], [table], [Picture("a.jpg", GREY, IDS, IDS)], LABELS)
     page = Outline(html)
     text = " ".join(" ".join(page.text).split())
-    for expected in ("Report", "images 12", "Classes", "sky 81.5 %", "sky road void", "a.jpg"):
+    for expected in ("Report", "images 12", "Classes", "sky 81.5 %", "sky void", "a.jpg"):
         assert expected in text
     assert [image["alt"] for image in page.attributes("img")] == [
         f"{kind} of a.jpg" for kind in ("image", "label", "mask")
@@ -64,6 +64,29 @@ def test_pictures_are_overlaid_with_the_colours_of_their_classes():
     top, bottom = mask[:16].mean(axis=(0, 1)), mask[-16:].mean(axis=(0, 1))
     assert np.abs(top - [45, 45, 185]).max() < 6  # 0.45 * 100 + 0.55 * colour
     assert np.abs(bottom - 100).max() < 6  # void
+
+
+def test_the_legend_names_the_classes_that_are_drawn():
+    both = [Picture("a.jpg", GREY, mask=IDS), Picture("b.jpg", GREY, label=np.ones_like(IDS))]
+    text = " ".join(" ".join(Outline(render_page("x", [], [], both, LABELS)).text).split())
+    assert "sky road void" in text
+    assert "sky" not in " ".join(Outline(render_page("x", [], [], both[1:], LABELS)).text)
+
+
+def test_pictures_stand_under_their_headings():
+    pictures = [Picture("a", GREY, heading="Best"), Picture("b", GREY, heading="Best"), Picture("c", GREY)]
+    text = " ".join(" ".join(Outline(render_page("x", [], [], pictures)).text).split())
+    assert text.endswith("Best image a image b Pictures image c")
+
+
+def test_charts_stand_before_the_tables_and_long_tables_may_be_folded():
+    charts = [Chart("Loss", "<svg><text>1 &lt; 2</text></svg>"), Chart("IoU", "<svg></svg>", wide=True)]
+    tables = [Table("Epochs", ["a"], [["1"]], folded=True), Table("Classes", ["b"], [["2"]])]
+    page = Outline(render_page("x", [], tables, charts=charts))
+    assert " ".join(" ".join(page.text).split()).endswith("Loss 1 < 2 IoU Epochs a 1 Classes b 2")
+    assert len(page.attributes("svg")) == 2
+    assert [attributes["class"] for attributes in page.attributes("figure")] == ["card", "card wide"]
+    assert len(page.attributes("details")) == 1
 
 
 def test_large_pictures_are_shrunk():

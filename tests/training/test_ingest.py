@@ -6,65 +6,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fcn_ray.config import AugmentConfig
 from fcn_ray.errors import DataError, SchemaError
 from fcn_ray.images.codec import encode_image, encode_mask
 from fcn_ray.labels import METADATA_KEY
-from fcn_ray.training import ingest
-from fcn_ray.training.ingest import Collection, Columns, Piece, Read, open_collection
+from fcn_ray.training import ingest, order
+from fcn_ray.training.ingest import Collection, Columns, open_collection
+from fcn_ray.training.order import Read
 from tests import pictures
 
 COLUMNS = Columns("image", "mask")
-
-
-def _piece(row_group: int, n_rows: int) -> Piece:
-    return Piece("data/a.parquet", "a.parquet", row_group, 0, n_rows, n_rows)
-
-
-def _rows(reads: list[Read]) -> list[tuple[int, int]]:
-    """(row group, row) in the order of delivery."""
-    return [(read.pieces[piece].row_group, int(row)) for read in reads for piece, row in read.rows]
-
-
-pieces = st.lists(st.integers(0, 9), min_size=1, max_size=12).map(
-    lambda sizes: tuple(_piece(i, n) for i, n in enumerate(sizes))
-)
-
-
-@given(pieces, st.integers(0, 5), st.integers(1, 20))
-def test_an_epoch_delivers_every_row_once_in_an_order_of_its_own(
-    pieces: tuple[Piece, ...], epoch: int, window: int
-) -> None:
-    everything = sorted((p.row_group, row) for p in pieces for row in range(p.n_rows))
-    order = _rows(ingest.plan_epoch(pieces, 1, epoch, window))
-    assert sorted(order) == everything
-    assert order == _rows(ingest.plan_epoch(pieces, 1, epoch, window))
-
-
-def test_epochs_and_seeds_differ() -> None:
-    pieces = tuple(_piece(i, 10) for i in range(10))
-    orders = [_rows(ingest.plan_epoch(pieces, seed, epoch)) for seed in (1, 2) for epoch in (0, 1)]
-    assert len({tuple(order) for order in orders}) == 4
-
-
-@given(pieces, st.integers(1, 4), st.integers(1, 9))
-def test_shares_are_equal_and_disjoint_and_follow_the_order(
-    pieces: tuple[Piece, ...], workers: int, window: int
-) -> None:
-    reads = ingest.plan_epoch(pieces, 7, 0, window)
-    rows = len(_rows(reads)) // workers
-    shares = [_rows(ingest.take_share(reads, r * rows, (r + 1) * rows)) for r in range(workers)]
-    assert [row for share in shares for row in share] == _rows(reads)[: rows * workers]
-    assert {len(share) for share in shares} == {rows}
-
-
-def test_a_share_reads_only_the_pieces_it_needs() -> None:
-    read = Read(tuple(_piece(i, 1) for i in range(4)), np.array([[0, 0], [1, 0], [2, 0], [3, 0]], np.int32))
-    (share,) = ingest.take_share([read], 1, 3)
-    assert [piece.row_group for piece in share.pieces] == [1, 2]
 
 
 def test_rows_come_in_the_planned_order_with_the_right_keys(tmp_path: Path) -> None:
@@ -84,18 +36,18 @@ def test_hf_structs_read_like_bytes(tmp_path: Path) -> None:
     struct = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     cells = pa.array([{"bytes": b"x", "path": None}, {"bytes": None, "path": "a.png"}], struct)
     pq.write_table(pa.table({"image": cells, "mask": cells}), path)
-    table = ingest.read_rows(ingest.plan_pass(open_collection(str(path), COLUMNS).pieces)[0], COLUMNS)
+    table = ingest.read_rows(order.plan_pass(open_collection(str(path), COLUMNS).pieces)[0], COLUMNS)
     assert table["image"].to_pylist() == [b"x", None]
 
 
 def test_augmentation_depends_on_seed_epoch_and_image_only(tmp_path: Path) -> None:
     path = pictures.write_parquet(tmp_path / "train.parquet", 6)
-    (read,) = ingest.plan_epoch(open_collection(str(path), COLUMNS).pieces, 0, 0)
+    (read,) = order.plan_epoch(open_collection(str(path), COLUMNS).pieces, 0, 0)
     table = ingest.read_rows(read, COLUMNS)
     config = AugmentConfig(crop=(32, 40))
 
-    def images(order: list[int], epoch: int) -> np.ndarray:
-        part = table.take(order)
+    def images(rows: list[int], epoch: int) -> np.ndarray:
+        part = table.take(rows)
         batch = {name: np.array(part[name].to_pylist(), object) for name in part.column_names}
         return ingest.Augmented(pictures.LABELS, config, 10**6, 1, epoch)(batch)["image"]
 

@@ -1,0 +1,141 @@
+"""One group of Ray Train workers, seen from the driver: start it, hear its records, ask it to stop.
+
+A group lives until the training is done, one of its workers dies, or it is asked to stop. What happens next is decided
+in job.py: a group knows nothing of the one before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.util.queue import Empty, Queue
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from fcn_ray import cluster, storage
+from fcn_ray.training.checkpoints import Checkpoint
+from fcn_ray.training.preflight import Job
+
+Hear = Callable[[dict[str, Any]], None]
+"""Takes a record; it must not raise."""
+
+
+class Bell:
+    """Actor: rings once, for whoever waits and whoever comes later."""
+
+    def __init__(self) -> None:
+        self._rung = asyncio.Event()
+
+    async def ring(self) -> None:
+        """Ask the workers for a checkpoint and an end."""
+        self._rung.set()
+
+    async def wait(self) -> None:
+        """Return once it has rung."""
+        await self._rung.wait()
+
+
+class Group:
+    """A group of `count` workers that starts at once, in a thread: signals must reach the caller's.
+
+    (Ray Train would take SIGINT and SIGTERM for itself.)
+    """
+
+    def __init__(self, job: Job, count: int, resume_from: Checkpoint | None, rate_factor: float, hear: Hear) -> None:
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        self._bell = ray.remote(num_cpus=0, scheduling_strategy=here)(Bell).remote()
+        self._listener = Listener(hear)
+        self._raised: list[BaseException] = []
+        # Not Thread.join: interrupted by a signal, Python 3.11 takes the thread for ended from then on.
+        self._ended = threading.Event()
+        orders = {"job": job, "resume_from": resume_from, "rate_factor": rate_factor, "bell": self._bell}
+        threading.Thread(target=self._run, args=(job, count, orders), daemon=True).start()
+
+    def _run(self, job: Job, count: int, orders: dict[str, Any]) -> None:
+        try:
+            with self._listener as tell:
+                fit(job, count, orders | {"tell": tell})
+        except BaseException as error:  # carried over to the caller's thread, whatever it is
+            self._raised.append(error)
+        self._ended.set()
+
+    def wait(self, seconds: float) -> bool:
+        """True when the group has ended within `seconds`; raises what ended it."""
+        if not self._ended.wait(seconds):
+            return False
+        if self._raised:
+            raise self._raised[0]
+        return True
+
+    def ask_to_stop(self) -> None:
+        """After the step at hand: a checkpoint, a record of kind "stopped", and an end without error."""
+        self._bell.ring.remote()
+
+
+def fit(job: Job, count: int, orders: dict[str, Any]) -> None:
+    """Run `count` workers to their end. Raises what Ray Train raises when one of them fails."""
+    from ray.train.tensorflow import TensorflowTrainer  # imports TensorFlow: 7 s that a refused job need not wait
+
+    workers = job.config.workers
+    resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
+    TensorflowTrainer(
+        work,
+        train_loop_config=orders,
+        scaling_config=ScalingConfig(num_workers=count, use_gpu=workers.gpus > 0, resources_per_worker=resources),
+        run_config=RunConfig(
+            name=f"run-{time.time_ns()}",
+            storage_path=storage.join(job.config.out, "ray"),
+            # Whether to start again, from where and with how many, is decided by the driver (job.py).
+            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
+        ),
+    ).fit()
+
+
+def work(orders: dict[str, Any]) -> None:
+    """Entry point on a worker; TensorFlow and Keras are imported there, not on the driver."""
+    from fcn_ray.training.loop import Orders, run_worker
+
+    try:
+        run_worker(Orders(**orders))
+    except Exception as error:
+        own = cluster.find_own_error(error)  # looked for here: causes do not survive the way to the driver
+        if own is not None:
+            raise own from None
+        raise
+
+
+class Listener:
+    """Carries the workers' records to a function on the driver, from any node. Lives on the driver's node."""
+
+    def __init__(self, hear: Hear) -> None:
+        self._hear = hear
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        self._queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._listen, daemon=True)
+
+    def __enter__(self) -> Hear:
+        self._thread.start()
+        put: Hear = self._queue.put_nowait
+        return put
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._queue.shutdown(force=True)
+
+    def _listen(self) -> None:
+        while True:
+            stopping = self._stop.is_set()
+            try:
+                record = self._queue.get(timeout=0.2)
+            except Empty:
+                if stopping:
+                    return
+                continue
+            self._hear(record)

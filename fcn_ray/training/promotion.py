@@ -1,0 +1,168 @@
+"""From the best checkpoint to the bundle: the network is built anew and scored again in fresh processes first.
+
+What training measured, it measured in a process that had trained for days. What inference loads must be as good when
+nothing is left of that process: so the bundle's metrics are those of the second measurement.
+"""
+
+from __future__ import annotations
+
+import heapq
+import importlib.metadata
+import math
+import os
+import shlex
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import ray
+
+from fcn_ray.bundle import Bundle, load_bundle, save_bundle
+from fcn_ray.errors import BundleError, StorageError
+from fcn_ray.models.metrics import Confusion, confusion_matrix, scores
+from fcn_ray.training.checkpoints import MODEL, Checkpoint, load_arrays, load_best
+from fcn_ray.training.preflight import Job
+
+if TYPE_CHECKING:
+    import keras
+
+    from fcn_ray.training.validation import Sample
+
+TOLERANCE = 0.01
+"""Of the mean IoU, between the two measurements: training may have rounded to bfloat16, the bundle is float32."""
+
+EXAMPLES = 4
+"""Best and worst validation images that are kept."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Example:
+    """A validation image and how well it was predicted."""
+
+    mean_iou: float
+    sample: Sample
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rescored:
+    """A share of the validation set, or all of it, measured in a fresh process."""
+
+    confusion: Confusion
+    best: tuple[Example, ...]
+    worst: tuple[Example, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Promotion:
+    """The bundle that came of a training, and what it was promoted for."""
+
+    bundle: Bundle
+    checkpoint: Checkpoint
+    rescored: Rescored | None
+    """None without a validation set."""
+
+
+def promote(job: Job) -> Promotion:
+    """Score the best checkpoint that can be read in fresh processes, and write it as a bundle; Ray must be connected.
+
+    A bundle is never overwritten: when the run was trained on after it had one, the new one gets its epoch's name.
+    Raises StorageError without a readable checkpoint, BundleError when the two measurements do not agree.
+    """
+    found = load_best(job.config.out)
+    if found is None:
+        raise StorageError(f"no checkpoint in {job.config.out} can be read back: there is nothing to make a bundle of")
+    checkpoint, workers = found[0], job.config.workers
+    fresh = ray.remote(num_cpus=workers.cpus, num_gpus=workers.gpus, max_calls=1)
+    rescored = None
+    if job.val_pieces:
+        score = fresh(score_share)
+        shares = [score.remote(job, checkpoint, rank, workers.count) for rank in range(workers.count)]
+        rescored = _merge(ray.get(shares))
+        check_agreement(checkpoint, scores(rescored.confusion).mean_iou)
+    metrics = scores(rescored.confusion).to_dict() if rescored else {}
+    bundle = ray.get(fresh(write_bundle).remote(job, checkpoint, metrics, shlex.join(sys.argv)))
+    return Promotion(bundle, checkpoint, rescored)
+
+
+def check_agreement(checkpoint: Checkpoint, mean_iou: float) -> None:
+    """Raise BundleError when a fresh process finds another mean IoU than the training did."""
+    before = checkpoint.score
+    if before is None or abs(before - mean_iou) <= TOLERANCE or (math.isnan(before) and math.isnan(mean_iou)):
+        return
+    raise BundleError(
+        f"{checkpoint.folder} had a mean IoU of {before:.4f} in training, but has {mean_iou:.4f} in a fresh process: "
+        "no bundle is made of it. Has the validation set changed? Training again with `deterministic` may tell"
+    )
+
+
+def score_share(job: Job, checkpoint: Checkpoint, rank: int, world: int) -> Rescored:
+    """Measure one of `world` shares of the validation set; runs in a process of its own."""
+    import tensorflow as tf
+
+    from fcn_ray.models.prediction import build_predict_fn
+    from fcn_ray.training.replica import use_devices
+    from fcn_ray.training.validation import predict_share
+
+    use_devices(job.config.workers, max(1, (os.cpu_count() or 1) // world))
+    model = _build(job, checkpoint)
+    predict = tf.function(build_predict_fn(model, job.preprocessing), reduce_retracing=True, autograph=False)
+    k = len(job.labels)
+    total = np.zeros((k, k + 1), np.int64)
+    best: list[Example] = []
+    worst: list[Example] = []
+    for sample in predict_share(predict, job, rank, world):
+        counts = confusion_matrix(sample.label, sample.mask, k, job.labels.ignore_id)
+        total += counts
+        mean_iou = scores(counts).mean_iou
+        if not math.isnan(mean_iou):
+            best, worst = (
+                _extremes([*best, Example(mean_iou, sample)]),
+                _extremes([*worst, Example(mean_iou, sample)], -1),
+            )
+    return Rescored(total, tuple(best), tuple(worst))
+
+
+def _extremes(examples: Iterable[Example], sign: int = 1) -> list[Example]:
+    """The EXAMPLES best, or with `sign` -1 the worst, first."""
+    return heapq.nlargest(EXAMPLES, examples, key=lambda example: (sign * example.mean_iou, example.sample.key))
+
+
+def _merge(shares: list[Rescored]) -> Rescored:
+    total = np.sum([share.confusion for share in shares], axis=0)
+    best = _extremes(example for share in shares for example in share.best)
+    worst = _extremes((example for share in shares for example in share.worst), -1)
+    return Rescored(total, tuple(best), tuple(worst))
+
+
+def write_bundle(job: Job, checkpoint: Checkpoint, metrics: dict[str, Any], command: str) -> Bundle:
+    """Save the checkpoint's weights as a bundle, and read it back; runs in a process of its own."""
+    metadata = {
+        "data": {"uri": job.config.data, "digest": job.data_digest},
+        "epoch": checkpoint.epoch,
+        "step": checkpoint.step,
+        "metrics": metrics,
+        "config": job.config.model_dump(mode="json"),
+        "class_weights": job.class_weights,
+        "command": command,
+        "trained_with": {name: importlib.metadata.version(name) for name in ("tensorflow", "ray", "pyarrow")},
+    }
+    parts = (_build(job, checkpoint), job.spec, job.labels, job.preprocessing, metadata)
+    folder = f"{job.config.out}/bundle"
+    try:
+        return load_bundle(save_bundle(folder, *parts).folder)
+    except BundleError:
+        return load_bundle(save_bundle(f"{folder}-epoch-{checkpoint.epoch}", *parts).folder)
+
+
+def _build(job: Job, checkpoint: Checkpoint) -> keras.Model:
+    from fcn_ray.models.fcn import build_fcn
+
+    arrays = load_arrays(checkpoint)
+    if arrays is None:
+        raise StorageError(f"{checkpoint.folder} cannot be read any more: is `out` on shared storage?")
+    model = build_fcn(job.spec, seed=None)
+    for variable in model.variables:
+        variable.assign(arrays[f"{MODEL}{variable.path}"])
+    return model
