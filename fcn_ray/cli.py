@@ -129,7 +129,7 @@ def import_dataset(
     split: Annotated[str | None, typer.Option(help="Only these splits, with commas.")] = None,
     val_fraction: Annotated[float, typer.Option(help="Share for OUT/val, of data sets without splits.")] = 0.0,
     strict: Annotated[bool, typer.Option("--strict", help="Stop at an id or colour that is no class.")] = False,
-    shard_bytes: Annotated[int | None, typer.Option(help="Bytes of images and masks in one file (default: 500 MB).")] = None,
+    shard_bytes: Annotated[int | None, typer.Option(help="Bytes of images and masks in one file (500 MB).")] = None,
 ) -> int:
     """Turn a labelled data set into Parquet files that `fcn-ray train` takes, one folder for each split.
 

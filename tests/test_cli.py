@@ -10,17 +10,6 @@ import yaml
 
 COMMANDS = ["demo", "import", "check", "train", "segment", "evaluate", "audit", "export", "config show"]
 COMMANDS += ["config network"]
-    "demo",
-    "import",
-    "check",
-    "train",
-    "segment",
-    "evaluate",
-    "audit",
-    "export",
-    "config show",
-    "config network",
-]
 
 
 def _run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

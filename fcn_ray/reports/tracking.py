@@ -28,7 +28,7 @@ MOST_WAITING = 10_000
 CLOSING_SECONDS = 60.0
 """Time that a tracker has at the end for what still waits."""
 
-_OF_A_STEP = ("loss", "learning_rate", "gradient_norm", "images_per_second", "input_wait")
+_OF_A_STEP = ("loss", "learning_rate", "images_per_second", "input_wait")
 _OF_AN_EPOCH = ("loss", "images_per_second", "input_wait", "seconds", "memory_bytes")
 _OF_A_VALIDATION = ("pixel_accuracy", "mean_accuracy", "mean_iou", "frequency_weighted_iou")
 

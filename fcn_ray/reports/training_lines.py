@@ -55,13 +55,13 @@ class TrainingLines:
     def _on_step(self, record: Mapping[str, Any]) -> None:
         left = self._seconds_left(record["step"])
         say(
-            f"step {record['step']}/{self._steps}  epoch {record['epoch']}/{self._epochs}  loss {record['loss']:.4f}  "
+            f"step {record['step']}/{self._steps}  epoch {record['epoch']}/{self._epochs}  loss {_loss(record)}  "
             f"{record['images_per_second']:.1f} images/s  input wait {percent(record['input_wait'])}"
             + ("" if left is None else f"  {format_duration(left)} left")
         )
 
     def _on_epoch(self, record: Mapping[str, Any]) -> None:
-        line = f"epoch {record['epoch']}: loss {record['loss']:.4f}, {record['images_per_second']:.1f} images/s"
+        line = f"epoch {record['epoch']}: loss {_loss(record)}, {record['images_per_second']:.1f} images/s"
         val = record.get("val")
         if val:
             line += f", validation mean IoU {percent(val['mean_iou'])}, pixel accuracy {percent(val['pixel_accuracy'])}"
@@ -87,3 +87,8 @@ class TrainingLines:
         self._recent.append((self._clock(), step))
         (first_time, first), (last_time, last) = self._recent[0], self._recent[-1]
         return (self._steps - last) * (last_time - first_time) / (last - first) if last > first else None
+
+
+def _loss(record: Mapping[str, Any]) -> str:
+    """Mean loss of the steps; there is none when all of them were left out."""
+    return "-" if record["loss"] is None else f"{record['loss']:.4f}"

@@ -37,7 +37,7 @@ class Clock:
 
 
 def step(number, **changes):
-    record = {"kind": "step", "step": number, "epoch": 2, "loss": 0.5, "learning_rate": 1e-3, "gradient_norm": 1.0}
+    record = {"kind": "step", "step": number, "epoch": 2, "loss": 0.5, "learning_rate": 1e-3}
     return record | {"images_per_second": 12.34, "input_wait": 0.031} | changes
 
 
@@ -67,6 +67,10 @@ def test_the_start_says_what_there_is_to_do(heard):
     assert heard(START | {"val_images": 0, "step": 182})[1:] == ["going on from step 182/910"]
     assert "367 images:" in heard(START | {"val_images": 0})[0]
     assert heard(START, workers | {"count": 1})[1] == "starting 1 worker at step 0"
+
+
+def test_steps_that_were_all_left_out_have_no_loss(heard):
+    assert "  loss -  " in heard(START, step(100, loss=None))[1]
 
 
 def test_each_step_record_is_a_line_and_the_second_one_knows_the_time_left(heard):
