@@ -6,6 +6,7 @@ that only inform (status.json): nothing that safety rests on is ever overwritten
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -179,7 +180,7 @@ def put_if_absent(uri: str, data: bytes) -> bool:
     except OSError as error:
         raise StorageError(f"{uri} cannot be written: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
 
 
 def replace(uri: str, data: bytes) -> None:
@@ -191,13 +192,19 @@ def replace(uri: str, data: bytes) -> None:
         _write_durably(temporary, data)
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        _discard(temporary)
         raise StorageError(f"{uri} cannot be written: {error.strerror or error}") from error
 
 
 def remove_folder(uri: str) -> None:
     """Delete a folder and all below it, as far as it can be deleted. For what nothing rests on any more."""
     shutil.rmtree(local_path(uri), ignore_errors=True)
+
+
+def _discard(path: Path) -> None:
+    """Delete a temporary file if it is there; what went wrong before is what the user must hear of."""
+    with contextlib.suppress(OSError):
+        path.unlink()
 
 
 def _write_durably(path: Path, data: bytes) -> None:

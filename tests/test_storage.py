@@ -3,6 +3,7 @@ import os
 import random
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -154,3 +155,12 @@ def test_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert list(storage.list_files("missing")) == []
     with pytest.raises(ConfigError, match="scheme s3:// is not supported yet"):
         storage.read_bytes("s3://bucket/key")
+
+
+@pytest.mark.parametrize("write", [storage.put_if_absent, storage.replace])
+def test_a_file_where_a_folder_should_be_is_a_storage_error(
+    tmp_path: Path, write: Callable[[str, bytes], object]
+) -> None:
+    (tmp_path / "folder").write_bytes(b"")
+    with pytest.raises(StorageError, match="folder/below/object cannot be written"):
+        write(str(tmp_path / "folder" / "below" / "object"), b"x")

@@ -25,19 +25,28 @@ Hear = Callable[[dict[str, Any]], None]
 """Takes a record; it must not raise."""
 
 
+STOP, ABORT = 1, 2
+"""What a bell may ask for: a checkpoint and an end, or an end at once."""
+
+
 class Bell:
-    """Actor: rings once, for whoever waits and whoever comes later."""
+    """Actor that tells the workers what the driver asks for."""
 
     def __init__(self) -> None:
-        self._rung = asyncio.Event()
+        self._asked = 0
+        self._changed = asyncio.Condition()
 
-    async def ring(self) -> None:
-        """Ask the workers for a checkpoint and an end."""
-        self._rung.set()
+    async def ring(self, what: int) -> None:
+        """Ask for STOP or ABORT."""
+        async with self._changed:
+            self._asked = max(self._asked, what)
+            self._changed.notify_all()
 
-    async def wait(self) -> None:
-        """Return once it has rung."""
-        await self._rung.wait()
+    async def wait(self, known: int) -> int:
+        """What is asked for, as soon as it is more than `known`."""
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._asked > known)
+            return self._asked
 
 
 class Group:
@@ -74,7 +83,11 @@ class Group:
 
     def ask_to_stop(self) -> None:
         """After the step at hand: a checkpoint, a record of kind "stopped", and an end without error."""
-        self._bell.ring.remote()
+        self._bell.ring.remote(STOP)
+
+    def abort(self) -> None:
+        """End it without a checkpoint: a worker dies, and the group with it. For workers that wait for ever."""
+        self._bell.ring.remote(ABORT)
 
 
 def fit(job: Job, count: int, orders: dict[str, Any]) -> None:

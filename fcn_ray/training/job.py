@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -27,8 +26,8 @@ logger = logging.getLogger(__name__)
 INGEST_CPUS = 1
 """CPUs that must be free beside the workers, to read and decode their input."""
 
-REGROW_SECONDS = 30.0
-"""Between two looks whether a group that has lost workers could have more again."""
+LOOK_SECONDS, LOOKS = 10.0, 3
+"""Between two looks at the cluster while a group runs, and how often it must look the same before something is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +81,7 @@ def train(
         hear(_start_record(job))
         _run_groups(job, count, hear)
         with cluster.own_errors():
-            promotion = promote(job)
+            promotion = promote(job, _wait_again(job))
         bundle, metrics = promotion.bundle, promotion.bundle.metadata["metrics"]
         page = write_report(job, promotion)
         hear({"kind": "page", "path": page})
@@ -171,14 +170,23 @@ def _check_failures(job: Job, failures: int, error: Exception) -> None:
 
 
 def _run_group(job: Job, group: Group, count: int, told: dict[str, dict[str, Any]]) -> None:
-    """Wait for the group's end; stop it when it could be larger, or when the driver is interrupted."""
-    look = time.monotonic() + REGROW_SECONDS
+    """Wait for the group's end; end it when the cluster has room for another one, or when the driver is interrupted.
+
+    A cluster that has become too small for the group and its input may have lost only what read the input: then nothing
+    fails, and the workers wait for ever.
+    """
+    look, changed = time.monotonic() + LOOK_SECONDS, 0
     try:
         while not group.wait(0.2):
-            if count < job.config.workers.count and time.monotonic() > look:
-                look = math.inf if _room(job) > count else time.monotonic() + REGROW_SECONDS
-                if look == math.inf:
-                    group.ask_to_stop()
+            if time.monotonic() < look:
+                continue
+            look, room = time.monotonic() + LOOK_SECONDS, _room(job)
+            changed = changed + 1 if room < count or count < min(room, job.config.workers.count) else 0
+            if changed == LOOKS and room < count:
+                logger.warning("the cluster has room for %d of %d workers and their input", room, count)
+                group.abort()
+            elif changed == LOOKS:
+                group.ask_to_stop()
     except KeyboardInterrupt as interrupt:
         _stop(job, group, told, interrupt)
 

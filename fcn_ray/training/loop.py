@@ -8,6 +8,7 @@ writes and tells.
 from __future__ import annotations
 
 import math
+import os
 import resource
 import sys
 import threading
@@ -26,6 +27,7 @@ from fcn_ray.errors import DivergedError, StorageError
 from fcn_ray.models.prediction import build_predict_fn
 from fcn_ray.training import ingest, order
 from fcn_ray.training.checkpoints import Checkpoint, load_arrays, remove_old, save_checkpoint
+from fcn_ray.training.group import ABORT
 from fcn_ray.training.preflight import Job
 from fcn_ray.training.replica import Replica, build_replica
 from fcn_ray.training.step import Step, build_step
@@ -52,7 +54,7 @@ class Orders:
     rate_factor: float
     tell: Tell
     bell: Any
-    """Actor whose `wait` returns when the driver wants a checkpoint and an end."""
+    """Actor by which the driver asks for an end, see group.Bell."""
 
 
 @dataclass
@@ -171,11 +173,14 @@ def _start(replica: Replica, orders: Orders) -> Position:
 
 
 def _listen(bell: Any, stopping: threading.Event) -> None:
+    asked = 0
     try:
-        ray.get(bell.wait.remote())
-        stopping.set()
+        while asked < ABORT:
+            asked = ray.get(bell.wait.remote(asked))
+            stopping.set()
     except ray.exceptions.RayError:
         return  # the driver is gone, and with it the reason to listen
+    os._exit(1)  # this thread is the only one that does not wait for something
 
 
 def save(worker: Worker, score: float | None = None, metrics: dict[str, Any] | None = None) -> str | None:

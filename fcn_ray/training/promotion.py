@@ -64,8 +64,8 @@ class Promotion:
     """None without a validation set."""
 
 
-def promote(job: Job) -> Promotion:
-    """Score the best checkpoint that can be read in fresh processes, and write it as a bundle; Ray must be connected.
+def promote(job: Job, processes: int) -> Promotion:
+    """Score the best checkpoint that can be read in fresh `processes`, and write it as a bundle; Ray must be connected.
 
     A bundle is never overwritten: when the run was trained on after it had one, the new one gets its epoch's name.
     Raises StorageError without a readable checkpoint, BundleError when the two measurements do not agree.
@@ -78,7 +78,7 @@ def promote(job: Job) -> Promotion:
     rescored = None
     if job.val_pieces:
         score = fresh(score_share)
-        shares = [score.remote(job, checkpoint, rank, workers.count) for rank in range(workers.count)]
+        shares = [score.remote(job, checkpoint, rank, processes) for rank in range(processes)]
         rescored = _merge(ray.get(shares))
         check_agreement(checkpoint, scores(rescored.confusion).mean_iou)
     metrics = scores(rescored.confusion).to_dict() if rescored else {}

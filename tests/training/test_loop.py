@@ -1,0 +1,164 @@
+"""What a worker decides by itself, without Ray: a worker of one, whose strategy is the default one."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fcn_ray.config import TrainConfig
+from fcn_ray.config_text import load_config
+from fcn_ray.errors import DivergedError, StorageError
+from fcn_ray.labels import LabelSet
+from fcn_ray.training.checkpoints import list_checkpoints, load_newest
+from fcn_ray.training.preflight import prepare
+from tests import pictures
+
+pytestmark = pytest.mark.keras
+
+
+def _worker(folder: Path, **settings: Any) -> tuple[Any, list[dict[str, Any]]]:
+    """A worker of twelve pictures in steps of four, and what it tells."""
+    import tensorflow as tf
+
+    from fcn_ray.training.loop import Orders, Position, Worker, whole_epoch
+    from fcn_ray.training.replica import Replica, build_network, build_optimizer
+
+    data = pictures.write_parquet(folder / "train.parquet", 12)
+    flags = {"data": str(data), "out": str(folder / "out"), "batch_size": 4, "epochs": 2}
+    flags |= {"model.width": 0.05, "model.fc_channels": 8}
+    config = load_config(TrainConfig, flags=flags | {key.replace("__", "."): value for key, value in settings.items()})
+    job = prepare(config)
+    model, _ = build_network(job, {})
+    optimizer = build_optimizer(config, job.steps_per_epoch, model, frozenset())
+    optimizer.build(model.trainable_variables)
+    told: list[dict[str, Any]] = []
+    orders = Orders(job, None, 0.5, told.append, None)
+    replica = Replica(tf.distribute.get_strategy(), model, optimizer, 0, 1)
+    return Worker(orders, replica, lambda *_: None, Position(1, 4, whole_epoch(job))), told
+
+
+def test_a_checkpoint_holds_the_place_in_the_epoch_and_the_factor_on_the_rate(tmp_path: Path) -> None:
+    from fcn_ray.training.loop import save
+
+    worker, told = _worker(tmp_path)
+    save(worker)
+    worker.position.step, worker.position.remaining = 5, ((4, 8), (2, 3))
+    save(worker)
+    border, middle = list_checkpoints(worker.job.config.out)
+    assert (border.epoch, border.step, border.remaining, border.rate_factor) == (1, 4, None, 0.5)
+    assert (middle.epoch, middle.step, middle.remaining) == (1, 5, ((4, 8), (2, 3)))
+    assert [(record["kind"], record["step"]) for record in told] == [("checkpoint", 4), ("checkpoint", 5)]
+
+
+def test_a_storage_that_fails_costs_a_checkpoint_and_not_the_training(tmp_path: Path) -> None:
+    from fcn_ray.training.loop import save
+
+    worker, told = _worker(tmp_path)
+    assert save(worker) is not None
+    folder = tmp_path / "out" / "checkpoints"
+    folder.rename(tmp_path / "kept")
+    folder.write_text("where the folder should be")
+    worker.position.step = 5
+    assert save(worker) is None
+    assert told[-1]["kind"] == "warning"
+    assert "no checkpoint of step 5, those before it stay" in told[-1]["message"]
+    folder.unlink()
+    (tmp_path / "kept").rename(folder)
+    found = load_newest(worker.job.config.out)
+    assert found is not None
+    assert found[0].step == 4
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    from fcn_ray.training.loop import save
+
+    worker, _ = _worker(tmp_path)
+    variable = worker.replica.model.variables[0]
+    variable.assign(np.full(variable.shape, np.nan, np.float32))
+    with pytest.raises(DivergedError, match="is not finite after step 4"):
+        save(worker)
+    assert list_checkpoints(worker.job.config.out) == []
+
+
+def test_steps_that_are_not_finite_are_left_out_until_there_are_too_many(tmp_path: Path) -> None:
+    from fcn_ray.training.loop import _skip
+
+    worker, told = _worker(tmp_path, divergence__skip=2, optimizer__learning_rate=0.02)
+    _skip(worker, math.inf, 1)
+    _skip(worker, 0.5, 2)
+    assert [record["message"] for record in told] == [
+        "the loss is inf at step 4: the step is left out",
+        "a gradient is not finite at step 4: the step is left out",
+    ]
+    with pytest.raises(DivergedError, match=r"3 steps in a row .* optimizer\.learning_rate \(0\.01\)"):
+        _skip(worker, math.nan, 3)
+
+
+def test_a_first_loss_far_above_that_of_guessing_is_told(tmp_path: Path) -> None:
+    from fcn_ray.training.loop import _check_first_loss
+
+    worker, told = _worker(tmp_path)
+    _check_first_loss(worker, 3.2)
+    assert told == []
+    _check_first_loss(worker, 80.0)
+    assert "the first loss is 80, where a network that knows nothing has 1.1" in told[0]["message"]
+    other, told = _worker(tmp_path, loss__reduction="sum")
+    _check_first_loss(other, 80_000.0)
+    assert told == [], "a sum has no usual size"
+
+
+def test_a_network_that_predicts_one_class_is_told_but_not_at_once(tmp_path: Path) -> None:
+    from fcn_ray.training.loop import _watch_for_collapse
+
+    worker, told = _worker(tmp_path)
+    for _ in range(2):
+        _watch_for_collapse(worker, "road")
+    assert told == []
+    _watch_for_collapse(worker, None)
+    _watch_for_collapse(worker, "road")
+    assert [record["message"].split(":")[0] for record in told] == [
+        "nearly every validation pixel is predicted as road"
+    ]
+
+
+def test_one_class_for_all_pixels_is_a_collapse_only_where_the_labels_hold_others() -> None:
+    from fcn_ray.training.validation import predicts_one_class
+
+    labels = LabelSet.from_names(["sky", "road"])
+    for confusion, name in [
+        ([[0, 600, 0], [0, 400, 0]], "road"),
+        ([[0, 1, 0], [0, 10_000, 0]], None),
+        ([[500, 100, 0], [0, 400, 0]], None),
+        ([[0, 0, 600], [0, 0, 400]], None),
+        ([[0, 0, 0], [0, 0, 0]], None),
+    ]:
+        assert predicts_one_class(np.array(confusion), labels) == name
+
+
+def test_a_worker_that_does_not_see_what_the_driver_sees_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray.train
+
+    from fcn_ray.training.loop import _check_storage
+
+    class Context:
+        def get_world_rank(self) -> int:
+            return 3
+
+    worker, _ = _worker(tmp_path)
+    monkeypatch.setattr(ray.train, "get_context", Context)
+    with pytest.raises(StorageError, match=r"worker 3 on node .* does not see .*/out/config\.yaml"):
+        _check_storage(worker.job)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "config.yaml").write_text("")
+    _check_storage(worker.job)
+    shutil.rmtree(tmp_path / "out")
+    (tmp_path / "train.parquet").unlink()
+    with pytest.raises(StorageError, match="put `data` and `out` on storage that all nodes share"):
+        _check_storage(worker.job)
