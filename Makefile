@@ -33,7 +33,7 @@ lint: $(STAMP)
 	$(BIN)/lint-imports --no-cache
 
 pytest: $(STAMP)
-	$(BIN)/pytest --numprocesses 2 --dist loadfile
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 bench: $(STAMP)
 	@test -n "$(CAMVID)" || { echo "make bench CAMVID=camvid.parquet [WORK=bench-out]: a table with image, mask, name, split"; exit 2; }

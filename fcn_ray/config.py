@@ -276,7 +276,7 @@ class TrainConfig(Section):
     """Images in one step, over all workers together; it stays when the number of workers changes."""
     accumulate: Positive = 1
     """Parts that each worker's images of a step go through the network in, one after the other: less memory, the same
-    step. Not for dice, and batch normalisation sees one part at a time."""
+    step but for dropout and batch normalisation, which see one part at a time. Not for dice."""
     precision: Literal["float32", "bfloat16"] = "float32"
     """Arithmetic of the layers; weights, logits and the loss stay float32."""
     seed: int = Field(default=1337, ge=0)

@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol
 
+from fcn_ray.errors import IncompleteError, TerminatedError
+
 logger = logging.getLogger(__name__)
 
 Record = Mapping[str, Any]
@@ -61,6 +63,9 @@ def follow(trackers: Sequence[Tracker], closing_seconds: float = CLOSING_SECONDS
         outcome = "FINISHED"
     except KeyboardInterrupt:
         outcome = "KILLED"
+        raise
+    except IncompleteError as error:
+        outcome = "KILLED" if isinstance(error.__cause__, TerminatedError) else "FAILED"
         raise
     finally:
         for follower in followers:

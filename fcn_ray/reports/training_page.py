@@ -80,7 +80,11 @@ def _curves(curve: Sequence[Record], best: int | None) -> Iterator[Chart]:
         ("Learning rate", "linear", {"rate": [_value(r, "learning_rate") for r in curve]}),
         ("Images per second", "linear", {"images": [_value(r, "images_per_second") for r in curve]}),
         ("Time spent waiting for input, %", "linear", {"wait": [_scaled(r, "input_wait", 100) for r in curve]}),
-        ("Memory of the largest worker, GB", "linear", {"memory": [_scaled(r, "memory_bytes", 1e-9) for r in curve]}),
+        (
+            "Peak memory of a worker, GB",
+            "linear",
+            {"memory": [_scaled(r, "memory_bytes", 1e-9) for r in curve]},
+        ),
     ]
     for title, scale, lines in wanted:
         known = {name: values for name, values in lines.items() if any(map(_known, values))}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import secrets
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -88,10 +89,10 @@ def list_checkpoints(run: str) -> list[Checkpoint]:
     return sorted(found, key=lambda c: (c.step, c.folder))
 
 
-def load_newest(run: str) -> tuple[Checkpoint, Arrays] | None:
-    """The newest checkpoint that verifies, with its arrays; None when there is none."""
+def load_newest(run: str, distrusted: Collection[str] = ()) -> tuple[Checkpoint, Arrays] | None:
+    """The newest checkpoint that verifies, with its arrays, but none in the folders `distrusted`; None without one."""
     for checkpoint in reversed(list_checkpoints(run)):
-        arrays = load_arrays(checkpoint)
+        arrays = None if checkpoint.folder in distrusted else load_arrays(checkpoint)
         if arrays is not None:
             return checkpoint, arrays
     return None
@@ -128,9 +129,12 @@ def _ranked(found: list[Checkpoint]) -> list[Checkpoint]:
     return found[::-1]
 
 
-def remove_old(run: str, keep: int) -> None:
-    """Delete all checkpoints but the newest `keep` and the best."""
+def remove_old(run: str, keep: int, written: str | None = None) -> None:
+    """Delete all checkpoints but the newest `keep`, the best, and the folder `written`.
+
+    What was just written may be of an earlier step than damaged ones, which a resumed run has passed over.
+    """
     found = list_checkpoints(run)
     for checkpoint in found[:-keep]:
-        if checkpoint != _ranked(found)[0]:
+        if checkpoint != _ranked(found)[0] and checkpoint.folder != written:
             storage.remove_folder(checkpoint.folder)

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from fcn_ray import cluster, storage
-from fcn_ray.config import TrainConfig
+from fcn_ray.config import TrainConfig, WorkersConfig
 from fcn_ray.config_text import dump_config, flatten
-from fcn_ray.errors import DivergedError, IncompleteError, ResourceError, TerminatedError
+from fcn_ray.errors import DivergedError, IncompleteError, ResourceError, StorageError, TerminatedError
 from fcn_ray.reports.progress import format_duration
-from fcn_ray.reports.tracking import follow
-from fcn_ray.training.checkpoints import list_checkpoints, load_newest
+from fcn_ray.reports.tracking import Tracker, follow
+from fcn_ray.training.checkpoints import Checkpoint, list_checkpoints, load_newest
 from fcn_ray.training.frequencies import find_class_weights
 from fcn_ray.training.group import Group
 from fcn_ray.training.preflight import Job, prepare
-from fcn_ray.training.promotion import promote
+from fcn_ray.training.promotion import Promotion, promote
 from fcn_ray.training.seeing import keep_curve, trackers, write_report
 
 logger = logging.getLogger(__name__)
@@ -40,13 +40,14 @@ class TrainReport:
     """Epoch of the best checkpoint, which the bundle holds; counted from 1."""
     metrics: dict[str, Any]
     """Of the bundle on the validation set, measured in a fresh process; empty without one."""
-    page: str
-    """Path of the training's report."""
+    page: str | None
+    """Path of the training's report; None when it could not be written."""
     seconds: float
 
     def lines(self) -> Iterator[str]:
         """The report as lines of text."""
-        yield f"trained in {format_duration(self.seconds)}; best epoch {self.epoch}; curves and pictures: {self.page}"
+        page = f"; curves and pictures: {self.page}" if self.page else ""
+        yield f"trained in {format_duration(self.seconds)}; best epoch {self.epoch}{page}"
         yield f"next:  fcn-ray segment IMAGES MASKS --model {self.bundle}"
 
 
@@ -60,13 +61,25 @@ def train(
     checkpoint. Raises FcnRayError subclasses; IncompleteError means that the same command with `resume` goes on.
     """
     job = prepare(config)
+    found = trackers(job)  # before the cluster is touched: a package may be missing
+    try:
+        return _train(job, found, on_record, verbose)
+    except TerminatedError as interrupt:
+        raise IncompleteError(
+            f"stopped by SIGTERM: the same command with --resume goes on from {job.config.out}"
+        ) from interrupt
+
+
+def _train(
+    job: Job, found: Sequence[Tracker], on_record: Callable[[dict[str, Any]], None] | None, verbose: bool
+) -> TrainReport:
     start = time.monotonic()
     workers = job.config.workers
     cluster.connect(job.config.address, cpus=workers.count * workers.cpus + INGEST_CPUS, verbose=verbose)
     count = _wait_for_room(job)
     job = _with_class_weights(job)
     storage.replace(storage.join(job.config.out, "config.yaml"), dump_config(job.config).encode())
-    with follow(trackers(job)) as track:
+    with follow(found) as track:
 
         def hear(record: dict[str, Any]) -> None:
             try:
@@ -83,11 +96,20 @@ def train(
         with cluster.own_errors():
             promotion = promote(job, _wait_again(job))
         bundle, metrics = promotion.bundle, promotion.bundle.metadata["metrics"]
-        page = write_report(job, promotion)
-        hear({"kind": "page", "path": page})
         epoch = promotion.checkpoint.epoch
         hear({"kind": "bundle", "folder": bundle.folder, "digest": bundle.digest, "epoch": epoch, "metrics": metrics})
+        page = _write_page(job, promotion)
+        hear({"kind": "page", "path": page})
     return TrainReport(bundle.folder, bundle.digest, epoch, metrics, page, time.monotonic() - start)
+
+
+def _write_page(job: Job, promotion: Promotion) -> str | None:
+    """Path of the report; None when it could not be made: the bundle is there, and that is what counts."""
+    try:
+        return write_report(job, promotion)
+    except Exception:
+        logger.exception("the report of the training could not be written")
+        return None
 
 
 def _start_record(job: Job) -> dict[str, Any]:
@@ -110,6 +132,21 @@ def _start_record(job: Job) -> dict[str, Any]:
 # ------------------------------------------------------------------------------------------------- groups of workers
 
 
+@dataclass
+class _Past:
+    """What has happened to a training so far."""
+
+    failures: int = 0
+    """In a row, without a new checkpoint."""
+    rollbacks: int = 0
+    rate_factor: float | None = None
+    """On the learning rate, once it is known."""
+    step: int = -1
+    """The last one that a group began at."""
+    diverged_from: set[str] = field(default_factory=set)
+    """Folders of checkpoints that half the rate did not help."""
+
+
 def _run_groups(job: Job, count: int, hear: Callable[[dict[str, Any]], None]) -> None:
     """Groups of workers, one after the other, until the training is done.
 
@@ -122,35 +159,52 @@ def _run_groups(job: Job, count: int, hear: Callable[[dict[str, Any]], None]) ->
         if record["kind"] not in ("trained", "stopped"):
             hear(record)
 
-    failures, rollbacks, seen, factor = 0, 0, -1, None
+    past = _Past()
     while "trained" not in told:
-        newest = load_newest(job.config.out)
-        place = newest[0] if newest else None
-        step, factor = (place.step if place else 0), factor or (place.rate_factor if place else 1.0)
-        failures, seen = (0 if step > seen else failures), max(step, seen)
+        place = _find_place(job, past.diverged_from)
+        step = place.step if place else 0
+        past.rate_factor = past.rate_factor or (place.rate_factor if place else 1.0)
+        past.failures, past.step = (0 if step > past.step else past.failures), max(step, past.step)
         told.pop("stopped", None)
         hear({"kind": "workers", "count": count, "step": step})
         try:
-            _run_group(job, Group(job, count, place, factor, listen), count, told)
+            _run_group(job, Group(job, count, place, past.rate_factor, listen), count, told)
             if not {"trained", "stopped"} & told.keys():
                 raise RuntimeError("the workers ended without a word")
         except (KeyboardInterrupt, IncompleteError):
             raise
         except Exception as error:
-            own = cluster.find_own_error(error)
-            if isinstance(own, DivergedError) and rollbacks < job.config.divergence.rollbacks:
-                rollbacks, factor = rollbacks + 1, factor / 2
-                message = f"{own}. Back to step {step}, with {factor:g} times the learning rate"
-                hear({"kind": "warning", "step": step, "message": message})
-            elif own is not None:
-                raise own from error
-            else:
-                failures += 1
-                _check_failures(job, failures, error)
-                lost = f"workers failed ({cluster.last_line(error)}); starting again from the last checkpoint"
-                hear({"kind": "warning", "step": step, "message": lost})
+            hear({"kind": "warning", "step": step, "message": _survive(job, past, place, error)})
         if "trained" not in told:
             count = _wait_again(job)
+
+
+def _survive(job: Job, past: _Past, place: Checkpoint | None, error: Exception) -> str:
+    """Note what ended a group that began at `place`, and say what comes next; raise what no other group can mend."""
+    own = cluster.find_own_error(error)
+    if isinstance(own, DivergedError) and past.rollbacks < job.config.divergence.rollbacks:
+        if place and past.rollbacks:
+            past.diverged_from.add(place.folder)  # half the rate was not enough: go further back
+        past.rollbacks, past.rate_factor = past.rollbacks + 1, (past.rate_factor or 1.0) / 2
+        return f"{own}. Back to the last checkpoint, with {past.rate_factor:g} times the learning rate"
+    if own is not None and not isinstance(own, StorageError):
+        raise own from error
+    past.failures += 1
+    last = cluster.last_line(error)
+    if past.failures <= job.config.workers.max_failures:
+        return f"workers failed ({own or last}); starting again from the last checkpoint"
+    if own is not None:
+        raise own from error
+    raise IncompleteError(
+        f"the workers failed {past.failures} times, the last time with: {last}. "
+        f"Checkpoints are in {job.config.out}: the same command with --resume goes on"
+    ) from error
+
+
+def _find_place(job: Job, distrusted: set[str]) -> Checkpoint | None:
+    """The checkpoint to go on from. (Not its arrays: the driver needs none, and they are large.)"""
+    found = load_newest(job.config.out, distrusted)
+    return found[0] if found else None
 
 
 def _wait_again(job: Job) -> int:
@@ -161,31 +215,24 @@ def _wait_again(job: Job) -> int:
         raise IncompleteError(f"{error}. The same command with --resume goes on from {job.config.out}") from error
 
 
-def _check_failures(job: Job, failures: int, error: Exception) -> None:
-    if failures > job.config.workers.max_failures:
-        raise IncompleteError(
-            f"the workers failed {failures} times, the last time with: {cluster.last_line(error)}. "
-            f"Checkpoints are in {job.config.out}: the same command with --resume goes on"
-        ) from error
-
-
 def _run_group(job: Job, group: Group, count: int, told: dict[str, dict[str, Any]]) -> None:
     """Wait for the group's end; end it when the cluster has room for another one, or when the driver is interrupted.
 
     A cluster that has become too small for the group and its input may have lost only what read the input: then nothing
     fails, and the workers wait for ever.
     """
-    look, changed = time.monotonic() + LOOK_SECONDS, 0
+    look, small, large = time.monotonic() + LOOK_SECONDS, 0, 0
     try:
         while not group.wait(0.2):
             if time.monotonic() < look:
                 continue
             look, room = time.monotonic() + LOOK_SECONDS, _room(job)
-            changed = changed + 1 if room < count or count < min(room, job.config.workers.count) else 0
-            if changed == LOOKS and room < count:
+            small = small + 1 if room < count else 0
+            large = large + 1 if count < min(room, job.config.workers.count) else 0
+            if small == LOOKS:
                 logger.warning("the cluster has room for %d of %d workers and their input", room, count)
                 group.abort()
-            elif changed == LOOKS:
+            elif large == LOOKS:
                 group.ask_to_stop()
     except KeyboardInterrupt as interrupt:
         _stop(job, group, told, interrupt)
@@ -195,7 +242,8 @@ def _stop(job: Job, group: Group, told: dict[str, dict[str, Any]], interrupt: Ke
     """Ask for a checkpoint, wait for it, and end: SIGTERM is told from an interrupt at the keyboard."""
     group.ask_to_stop()
     try:
-        group.wait(job.config.stop_seconds)
+        if not group.wait(job.config.stop_seconds):
+            group.abort()
     except Exception as error:
         logger.warning("the workers failed while they stopped: %s", cluster.last_line(error))
     if not isinstance(interrupt, TerminatedError):
@@ -211,13 +259,16 @@ def _wait_for_room(job: Job) -> int:
     """Workers that the cluster has room for, once they are enough; ResourceError when that takes too long."""
     workers = job.config.workers
     least = workers.min_count or workers.count
-    deadline = time.monotonic() + workers.wait_seconds
+    deadline, asked = time.monotonic() + workers.wait_seconds, False
     while True:
         room = _room(job)
         if room >= least:
             return min(room, workers.count)
         if time.monotonic() >= deadline:
             break
+        if not asked:
+            _ask_for_nodes(workers)
+        asked = True
         time.sleep(1.0)
     waited = f" after {format_duration(workers.wait_seconds)}" if workers.wait_seconds else ""
     try:
@@ -225,6 +276,14 @@ def _wait_for_room(job: Job) -> int:
     except ResourceError as error:
         raise ResourceError(f"{error}{waited}; workers.wait_seconds waits for nodes to come") from None
     return least
+
+
+def _ask_for_nodes(workers: WorkersConfig) -> None:
+    """Tell an autoscaler, where there is one, what the workers need: it does not see who waits."""
+    from ray.autoscaler.sdk import request_resources
+
+    each = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
+    request_resources(bundles=[each] * workers.count + [{"CPU": INGEST_CPUS}])
 
 
 def _room(job: Job) -> int:

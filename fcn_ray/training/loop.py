@@ -26,7 +26,7 @@ from fcn_ray import storage
 from fcn_ray.errors import DivergedError, StorageError
 from fcn_ray.models.prediction import build_predict_fn
 from fcn_ray.training import ingest, order
-from fcn_ray.training.checkpoints import Checkpoint, load_arrays, remove_old, save_checkpoint
+from fcn_ray.training.checkpoints import Checkpoint, list_checkpoints, load_arrays, remove_old, save_checkpoint
 from fcn_ray.training.group import ABORT
 from fcn_ray.training.preflight import Job
 from fcn_ray.training.replica import Replica, build_replica
@@ -80,6 +80,8 @@ class Worker:
     stopping: threading.Event = field(default_factory=threading.Event)
     validations: int = 0
     """That this group has made."""
+    skipped: int = 0
+    """Steps in a row that were not finite, up to now."""
 
     @property
     def job(self) -> Job:
@@ -119,13 +121,15 @@ def run_worker(orders: Orders) -> None:
             worker.tell({"kind": "stopped", "step": position.step, "folder": save(worker)})
             return
         position.epoch, position.remaining = position.epoch + 1, whole_epoch(job)
-        due = position.epoch % config.val_every == 0 or position.epoch == config.epochs
-        result = validate(replica, predict, job) if job.val_pieces and due else None
         metrics |= {"epoch": position.epoch, "step": position.step}
+        due = bool(job.val_pieces) and (position.epoch % config.val_every == 0 or position.epoch == config.epochs)
+        unscored = save(worker) if due else None  # a validation may take long, and the epoch is worth keeping
+        result = validate(replica, predict, job) if due else None
         if result:
             metrics["val"] = result.scores.to_dict()
             _watch_for_collapse(worker, predicts_one_class(result.confusion, job.labels))
-        save(worker, _known(result.scores.mean_iou) if result else None, metrics)
+        if save(worker, _known(result.scores.mean_iou) if result else None, metrics) and unscored:
+            storage.remove_folder(unscored)
         worker.tell({"kind": "epoch", **metrics})
         ray.train.report({"epoch": position.epoch, "loss": metrics["loss"]})
     worker.tell({"kind": "trained", "step": position.step})
@@ -184,17 +188,23 @@ def _listen(bell: Any, stopping: threading.Event) -> None:
 
 
 def save(worker: Worker, score: float | None = None, metrics: dict[str, Any] | None = None) -> str | None:
-    """Write a checkpoint from rank 0; its folder. A storage that fails (a full disk) does not end the training."""
+    """Write a checkpoint from rank 0; its folder. A storage that fails (a full disk) does not end the training.
+
+    None after a step that was not finite: the step before it may be what made the weights useless, and nothing must go
+    back to those. Raises StorageError when there is no checkpoint yet: a storage that never worked will not begin to.
+    """
     config, position = worker.job.config, worker.position
-    if worker.replica.rank != 0:
+    if worker.replica.rank != 0 or worker.skipped:
         return None
     remaining = None if position.remaining == whole_epoch(worker.job) else position.remaining
     settings, factor = worker.job.settings, worker.orders.rate_factor
     draft = Checkpoint("", position.epoch, position.step, score, settings, metrics or {}, remaining, factor)
     try:
         folder = save_checkpoint(config.out, draft, worker.replica.arrays()).folder
-        remove_old(config.out, config.keep_checkpoints)
+        remove_old(config.out, config.keep_checkpoints, folder)
     except StorageError as error:
+        if not list_checkpoints(config.out):
+            raise
         worker.warn(f"no checkpoint of step {position.step}, those before it stay: {error}")
         return None
     worker.tell({"kind": "checkpoint", "step": position.step, "epoch": position.epoch, "folder": folder})
@@ -210,13 +220,12 @@ def train_epoch(worker: Worker) -> dict[str, Any] | None:
     shares = order.deal(position.remaining, config.batch_size, worker.replica.world)
     first, left = position.step, order.count_rows(position.remaining) // config.batch_size
     whole, lately = _Meter(config.batch_size), _Meter(config.batch_size)
-    skipped = 0
     for number, batch, wait in _timed(_stream_share(worker, shares)):
         outcome = worker.step(batch[ingest.IMAGE], batch[ingest.LABEL], stop=worker.stopping.is_set())
         position.step += 1
-        skipped = 0 if outcome.taken else skipped + 1
+        worker.skipped = 0 if outcome.taken else worker.skipped + 1
         if not outcome.taken:
-            _skip(worker, outcome.loss, skipped)
+            _skip(worker, outcome.loss)
         for meter in (whole, lately):
             meter.add(outcome.loss if outcome.taken else None, wait)
         if position.step == 1:
@@ -248,9 +257,9 @@ def _stream_share(worker: Worker, shares: list[order.Ranges]) -> Iterator[ingest
     return ingest.stream(reads, job.columns, stage, size)
 
 
-def _skip(worker: Worker, loss: float, skipped: int) -> None:
+def _skip(worker: Worker, loss: float) -> None:
     """Go on without a step whose loss or gradient is not finite; raise DivergedError when there are too many."""
-    config, step = worker.job.config, worker.position.step
+    config, step, skipped = worker.job.config, worker.position.step, worker.skipped
     what = f"the loss is {loss}" if not math.isfinite(loss) else "a gradient is not finite"
     if skipped > config.divergence.skip:
         rate = config.optimizer.learning_rate * worker.orders.rate_factor

@@ -14,6 +14,7 @@ import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
     from fcn_ray.training.validation import Sample
 
 TOLERANCE = 0.01
-"""Of the mean IoU, between the two measurements: training may have rounded to bfloat16, the bundle is float32."""
+"""Of the pixel accuracy, between the two measurements: training may have rounded to bfloat16, the bundle is float32.
+(Not of the mean IoU: a single pixel of a class that no label holds changes it by a whole class.)"""
 
 EXAMPLES = 4
 """Best and worst validation images that are kept."""
@@ -80,20 +82,27 @@ def promote(job: Job, processes: int) -> Promotion:
         score = fresh(score_share)
         shares = [score.remote(job, checkpoint, rank, processes) for rank in range(processes)]
         rescored = _merge(ray.get(shares))
-        check_agreement(checkpoint, scores(rescored.confusion).mean_iou)
+        check_agreement(checkpoint, scores(rescored.confusion).pixel_accuracy)
     metrics = scores(rescored.confusion).to_dict() if rescored else {}
-    bundle = ray.get(fresh(write_bundle).remote(job, checkpoint, metrics, shlex.join(sys.argv)))
+    bundle = ray.get(fresh(write_bundle).remote(job, checkpoint, metrics, _command()))
     return Promotion(bundle, checkpoint, rescored)
 
 
-def check_agreement(checkpoint: Checkpoint, mean_iou: float) -> None:
-    """Raise BundleError when a fresh process finds another mean IoU than the training did."""
-    before = checkpoint.score
-    if before is None or abs(before - mean_iou) <= TOLERANCE or (math.isnan(before) and math.isnan(mean_iou)):
+def _command() -> str:
+    """How this process was started: what to type to train again."""
+    program, *arguments = sys.argv
+    name = Path(program).name
+    return shlex.join(["fcn-ray" if name == "__main__.py" else name, *arguments])
+
+
+def check_agreement(checkpoint: Checkpoint, pixel_accuracy: float) -> None:
+    """Raise BundleError when a fresh process finds another pixel accuracy than the training did."""
+    before = checkpoint.metrics.get("val", {}).get("pixel_accuracy")
+    if before is None or math.isnan(pixel_accuracy) or abs(before - pixel_accuracy) <= TOLERANCE:
         return
     raise BundleError(
-        f"{checkpoint.folder} had a mean IoU of {before:.4f} in training, but has {mean_iou:.4f} in a fresh process: "
-        "no bundle is made of it. Has the validation set changed? Training again with `deterministic` may tell"
+        f"{checkpoint.folder} had a pixel accuracy of {before:.4f} in training, but has {pixel_accuracy:.4f} in a "
+        "fresh process: no bundle is made of it. Has the validation set changed since then?"
     )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 import keras
 import numpy as np
@@ -46,13 +48,18 @@ class Replica:
 
     def sum_over_workers(self, counts: np.ndarray) -> np.ndarray:
         """The sum of integers of one shape over all workers, int64."""
+        return np.asarray(self._add(tf.constant(counts, tf.int64)))
 
+    @cached_property
+    def _add(self) -> Callable[[tf.Tensor], tf.Tensor]:
         def on_replica(value: tf.Tensor) -> tf.Tensor:
             # identity: an argument has no device yet, and the reduction asks for one
             return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, tf.identity(value))
 
-        add = tf.function(lambda local: self.strategy.run(on_replica, args=(local,)), autograph=False)
-        return np.asarray(add(tf.constant(counts, tf.int64)))
+        add: Callable[[tf.Tensor], tf.Tensor] = tf.function(
+            lambda local: self.strategy.run(on_replica, args=(local,)), autograph=False
+        )
+        return add
 
 
 def build_replica(job: Job, rank: int, world: int, *, local_world: int = 1, rate_factor: float = 1.0) -> Replica:
@@ -68,7 +75,8 @@ def build_replica(job: Job, rank: int, world: int, *, local_world: int = 1, rate
     use_devices(config.workers, max(1, (os.cpu_count() or 1) // local_world))
     collective = tf.distribute.experimental.CollectiveCommunication
     options = tf.distribute.experimental.CommunicationOptions(
-        implementation=collective.NCCL if config.workers.gpus else collective.RING
+        # NCCL refuses two workers on one device.
+        implementation=collective.NCCL if config.workers.gpus == 1 else collective.RING
     )
     strategy = tf.distribute.MultiWorkerMirroredStrategy(communication_options=options)
     start = _starting_weights(job)  # not in the scope: the strategy would mirror a network that is only read

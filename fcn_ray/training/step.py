@@ -1,7 +1,8 @@
 """One optimizer step of all workers: gradients of each one's images, agreement on what they are worth, the update.
 
 The loss of a step is that of the valid pixels of all workers, so that W workers take exactly the step that one worker
-takes on the same images (fcn.md R11), whatever parts each of them cuts its images into.
+takes on the same images (fcn.md R11), whatever parts each of them cuts its images into. (But for dropout, whose masks
+are drawn for each part, and batch normalisation, which sees one part of all workers at a time.)
 """
 
 from __future__ import annotations

@@ -75,7 +75,7 @@ def test_the_page_shows_curves_classes_mistakes_and_pictures(page):
         "Validation",
         "Images per second",
         "Time spent waiting for input, %",
-        "Memory of the largest worker, GB",
+        "Peak memory of a worker, GB",
         "IoU by class, epoch 2",
         "Confusion, % of each class, epoch 2",
     ]

@@ -91,3 +91,20 @@ def test_without_scores_the_newest_is_the_best(tmp_path: Path) -> None:
     best = load_best(str(tmp_path))
     assert best is not None
     assert best[0].epoch == 2
+
+
+def test_one_that_is_not_trusted_is_passed_over(tmp_path: Path) -> None:
+    older, newer = _save(tmp_path, 1), _save(tmp_path, 2)
+    found = load_newest(str(tmp_path), {newer.folder})
+    assert found is not None
+    assert found[0] == older
+
+
+def test_what_was_just_written_stays_though_damaged_ones_of_later_steps_lie_there(tmp_path: Path) -> None:
+    for epoch in (3, 4):
+        _lose(Path(_save(tmp_path, epoch).folder))
+    written = _save(tmp_path, 2)
+    remove_old(str(tmp_path), 1, written.folder)
+    found = load_newest(str(tmp_path))
+    assert found is not None
+    assert found[0] == written

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +19,7 @@ import safetensors.numpy
 
 from fcn_ray.bundle import Bundle, load_bundle
 from fcn_ray.config import ModelConfig, TrainConfig
-from fcn_ray.config_text import dump_config, load_config
+from fcn_ray.config_text import dump_config
 from fcn_ray.errors import (
     BundleError,
     ConfigError,
@@ -31,149 +29,20 @@ from fcn_ray.errors import (
     ResourceError,
     StorageError,
 )
-from fcn_ray.training import group, promotion
 from fcn_ray.training import job as training_job
+from fcn_ray.training import promotion
 from fcn_ray.training.checkpoints import Arrays, Checkpoint, list_checkpoints, load_newest, save_checkpoint
 from fcn_ray.training.job import train
 from fcn_ray.training.preflight import prepare
 from tests import pictures
+from tests.training.making import tiny_config, write_data
 
 pytestmark = [pytest.mark.ray, pytest.mark.keras]
-
-TINY: dict[str, Any] = {
-    "model.width": 0.05,
-    "model.fc_channels": 8,
-    "augment.crop": (32, 64),
-    "optimizer.learning_rate": 0.05,
-    "optimizer.warmup_steps": 2,
-    "batch_size": 4,
-    "epochs": 2,
-    "workers.threads": 1,
-    "workers.max_failures": 0,
-    "deterministic": True,
-    "log_steps": 1,
-}
-
-
-def _config(data: Path, out: Path, **flags: Any) -> TrainConfig:
-    dotted = {key.replace("__", "."): value for key, value in flags.items()}
-    return load_config(TrainConfig, flags=TINY | {"data": str(data), "out": str(out)} | dotted)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    sizes = ((48, 64), (40, 40), (33, 70))
-    return pictures.write_parquet(tmp_path_factory.mktemp("data") / "train.parquet", 12, sizes=sizes)
-
-
-# ------------------------------------------------------------------------------------------ one step, any workers
-
-
-def _batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    rng = np.random.default_rng(5)
-    for _ in range(3):
-        images = rng.integers(0, 255, (4, 32, 64, 3), np.uint8)
-        labels = rng.choice([0, 1, 2], (4, 32, 64), p=[0.6, 0.3, 0.1]).astype(np.uint8)
-        labels[0] = 255  # one worker has far fewer valid pixels than the other, and not the same classes
-        labels[1][labels[1] == 2] = 1
-        yield images, labels
-
-
-def _probe(loop_config: dict[str, Any]) -> None:
-    """On a worker: three steps on its share of fixed global batches, then tell the loss and every variable."""
-    import ray.train
-
-    from fcn_ray.training.replica import build_replica
-    from fcn_ray.training.step import build_step
-
-    job, context = loop_config["job"], ray.train.get_context()
-    replica = build_replica(job, context.get_world_rank(), context.get_world_size())
-    step = build_step(replica, job)
-    losses = []
-    for images, labels in _batches():
-        share = slice(replica.rank * 4 // replica.world, (replica.rank + 1) * 4 // replica.world)
-        losses.append(step(images[share], labels[share]).loss)
-    loop_config["tell"]({"kind": "probe", "rank": replica.rank, "losses": losses, "arrays": replica.arrays()})
-
-
-def _run_probe(
-    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, probe: Callable[[dict[str, Any]], None] = _probe
-) -> list[dict[str, Any]]:
-    told: list[dict[str, Any]] = []
-    monkeypatch.setattr(group, "work", probe)
-    with group.Listener(told.append) as tell:
-        group.fit(prepare(config), config.workers.count, {"job": prepare(config), "tell": tell})
-    return sorted(told, key=lambda record: record["rank"])
-
-
-def _first_dice(weights: tuple[float, ...]) -> float:
-    """The dice loss of the first batch: a network whose scores are zero gives each of three classes a third."""
-    labels = next(_batches())[1]
-    true = np.bincount(labels[labels < 3], minlength=3)
-    return float(1 - np.average(2 * true / 3 / (true.sum() / 3 + true), weights=weights))
-
-
-@pytest.mark.usefixtures("ray_session")
-@pytest.mark.parametrize(
-    ("flags", "first_loss"),
-    [
-        ({}, math.log(3)),
-        ({"loss__kind": "dice", "loss__class_weights": (1, 2, 0.5)}, _first_dice((1, 2, 0.5))),
-        ({"model__backbone": "mobilenetv3_small", "model__width": 1.0}, math.log(3)),
-    ],
-    ids=["cross_entropy", "weighted_dice", "batch_normalisation"],
-)
-def test_two_workers_take_the_step_of_one_and_end_equal(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: dict[str, Any], first_loss: float
-) -> None:
-    flags = {"model__dropout": 0} | flags
-    (alone,) = _run_probe(_config(data, tmp_path / "one", **flags), monkeypatch)
-    assert alone["losses"][0] == pytest.approx(first_loss, rel=1e-5)
-    first, second = _run_probe(_config(data, tmp_path / "two", workers__count=2, **flags), monkeypatch)
-    assert first["losses"] == second["losses"]
-    for name, array in first["arrays"].items():
-        np.testing.assert_array_equal(array, second["arrays"][name], err_msg=name)
-    np.testing.assert_allclose(first["losses"], alone["losses"], rtol=1e-5)
-    for name, array in alone["arrays"].items():
-        np.testing.assert_allclose(first["arrays"][name], array, rtol=0, atol=1e-5, err_msg=name)
-    trained = [name for name, array in alone["arrays"].items() if "momentum" in name and np.abs(array).max() > 0]
-    assert any("conv" in name for name in trained), "gradients must reach the backbone"
-
-
-def _probe_gpus(loop_config: dict[str, Any]) -> None:
-    """On a worker whose machine seems to have two GPUs: tell which ones the strategy would see, by `workers.gpus`."""
-    import tensorflow as tf
-    from tensorflow.python.eager import context
-
-    from fcn_ray.training.replica import build_replica
-
-    class SeenError(Exception):
-        pass
-
-    def look(**_: Any) -> None:
-        raise SeenError
-
-    machine = [b"/physical_device:CPU:0", b"/physical_device:GPU:0", b"/physical_device:GPU:1"]
-    context.pywrap_tfe.TF_ListPhysicalDevices = lambda: machine
-    tf.distribute.MultiWorkerMirroredStrategy = look
-    job, seen = loop_config["job"], {}
-    for gpus in (0, 0.5, 1):
-        tf.config.set_visible_devices(tf.config.list_physical_devices("GPU"), "GPU")  # as TensorFlow begins
-        workers = job.config.workers.model_copy(update={"gpus": gpus})
-        with pytest.raises(SeenError):
-            build_replica(dataclasses.replace(job, config=job.config.model_copy(update={"workers": workers})), 0, 1)
-        visible = tf.config.get_visible_devices("GPU")
-        seen[gpus] = [(gpu.name, tf.config.experimental.get_memory_growth(gpu)) for gpu in visible]
-    loop_config["tell"]({"kind": "probe", "rank": 0, "seen": seen})
-
-
-@pytest.mark.usefixtures("ray_session")
-def test_a_worker_sees_one_gpu_at_most_and_none_that_it_did_not_ask_for(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (told,) = _run_probe(_config(data, tmp_path / "out"), monkeypatch, _probe_gpus)
-    first = [("/physical_device:GPU:0", True)]
-    assert told["seen"] == {0: [], 0.5: first, 1: first}
+    return write_data(tmp_path_factory.mktemp("data"))
 
 
 # ------------------------------------------------------------------------------------------------- the whole job
@@ -221,12 +90,13 @@ def undisturbed(
 ) -> tuple[TrainConfig, dict[str, np.ndarray]]:
     """A run of two workers from start to end: its config and final state; and that it did all that it should."""
     out = tmp_path_factory.mktemp("run") / "straight"
-    config = _config(data, out, val=str(data), workers__count=2, epochs=6, loss__class_weights="median")
+    flags = {"workers__count": 2, "loss__class_weights": "median", "checkpoint_steps": 1}
+    config = tiny_config(data, out, val=str(data), epochs=6, **flags)
     records: list[dict[str, Any]] = []
     report = train(config, records.append)
-    epoch = ["step"] * 3 + ["checkpoint", "epoch"]
+    epoch = ["step", "checkpoint"] * 3 + ["checkpoint", "epoch"]  # the last one twice: before and after it is scored
     kinds = [record["kind"] for record in records if record["kind"] != "warning"]
-    assert kinds == ["start", "workers", *epoch * 6, "bundle"]
+    assert kinds == ["start", "workers", *epoch * 6, "bundle", "page"]
     assert [record["step"] for record in records if record["kind"] == "step"] == list(range(1, 19))
     bundle = load_bundle(report.bundle)
     class_weights = records[0]["class_weights"]
@@ -294,7 +164,7 @@ def test_a_signal_saves_the_step_at_hand_and_ends_training(
 ) -> None:
     out = tmp_path / "stopped"
     big = pictures.write_parquet(tmp_path / "big.parquet", 400, sizes=((48, 64),))
-    config = _config(big, out, epochs=500, checkpoint_steps=7)
+    config = tiny_config(big, out, epochs=500, checkpoint_steps=7)
     with _start(_command(config, tmp_path / "train.yaml")) as run:
         _wait_for_checkpoint(run, out)
         run.send_signal(number)
@@ -310,7 +180,7 @@ def test_a_signal_saves_the_step_at_hand_and_ends_training(
 @pytest.mark.usefixtures("ray_session")
 def test_a_bad_row_found_on_the_way_ends_the_job_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = pictures.write_parquet(tmp_path / "train.parquet", 8)
-    config = _config(data, tmp_path / "out")
+    config = tiny_config(data, tmp_path / "out")
     monkeypatch.setattr("fcn_ray.training.preflight._check_samples", lambda *_: None)  # as if it were row 1,000,000
     wrong = pictures.LABELS.from_names(["sky", "road"])
     job = prepare(config)
@@ -324,7 +194,7 @@ def test_a_bad_row_found_on_the_way_ends_the_job_with_its_name(tmp_path: Path, m
 def test_a_bad_row_found_while_counting_the_classes_ends_the_job_before_it_starts(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = _config(data, tmp_path / "out", classes=("sky", "road"), loss__class_weights="inverse")
+    config = tiny_config(data, tmp_path / "out", classes=("sky", "road"), loss__class_weights="inverse")
     monkeypatch.setattr("fcn_ray.training.preflight._check_samples", lambda *_: None)  # as if it were row 1,000,000
     with pytest.raises(DataError, match=r"^train\.parquet#\d+: mask holds class ids \[2\]"):
         train(config)
@@ -336,17 +206,17 @@ def test_a_training_that_diverges_goes_back_with_half_the_rate_and_then_ends(dat
     records: list[dict[str, Any]] = []
     flags = {"optimizer__learning_rate": 1e30, "optimizer__warmup_steps": 0}
     with pytest.raises(DivergedError, match=r"2 steps in a row .* lower optimizer\.learning_rate \(5e\+29\)"):
-        train(_config(data, tmp_path / "out", divergence__skip=1, divergence__rollbacks=1, **flags), records.append)
+        train(tiny_config(data, tmp_path / "out", divergence__skip=1, divergence__rollbacks=1, **flags), records.append)
     assert list_checkpoints(str(tmp_path / "out")) == []
     warnings = [record["message"] for record in records if record["kind"] == "warning"]
     assert sum("the step is left out" in text for text in warnings) == 2
-    assert sum("Back to step 0, with 0.5 times the learning rate" in text for text in warnings) == 1
+    assert sum("Back to the last checkpoint, with 0.5 times the learning rate" in text for text in warnings) == 1
 
 
 def test_a_second_and_different_bundle_gets_its_epochs_name_and_the_first_stays(data: Path, tmp_path: Path) -> None:
     from fcn_ray.models.fcn import build_fcn
 
-    job = prepare(_config(data, tmp_path / "out"))
+    job = prepare(tiny_config(data, tmp_path / "out"))
     model = build_fcn(job.spec, seed=1)
     bundles: list[Bundle] = []
     files: list[dict[str, bytes]] = []
@@ -361,10 +231,10 @@ def test_a_second_and_different_bundle_gets_its_epochs_name_and_the_first_stays(
 
 
 def test_a_checkpoint_that_scores_otherwise_in_a_fresh_process_is_no_bundle() -> None:
-    checkpoint = Checkpoint("runs/a/checkpoints/1", 1, 3, 0.64, "", {})
+    checkpoint = Checkpoint("runs/a/checkpoints/1", 1, 3, 0.4, "", {"val": {"pixel_accuracy": 0.64}})
     promotion.check_agreement(checkpoint, 0.6450)
-    promotion.check_agreement(dataclasses.replace(checkpoint, score=None), 0.1)
-    with pytest.raises(BundleError, match=r"checkpoints/1 had a mean IoU of 0\.6400 in training, but has 0\.5000"):
+    promotion.check_agreement(dataclasses.replace(checkpoint, metrics={}), 0.1)
+    with pytest.raises(BundleError, match=r"/1 had a pixel accuracy of 0\.6400 in training, but has 0\.5000"):
         promotion.check_agreement(checkpoint, 0.5)
 
 
@@ -373,7 +243,7 @@ def test_a_checkpoint_that_only_the_driver_can_read_ends_the_job_instead_of_star
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    config = _config(data, out, resume=True)
+    config = tiny_config(data, out, resume=True)
     chosen = save_checkpoint(str(out), Checkpoint("", 1, 3, None, prepare(config).settings, {}), {})
 
     def load_and_lose(run: str) -> tuple[Checkpoint, Arrays] | None:
@@ -390,8 +260,8 @@ def test_a_checkpoint_that_only_the_driver_can_read_ends_the_job_instead_of_star
 @pytest.mark.usefixtures("ray_session")
 def test_a_coarse_network_is_trained_on_as_a_finer_one(data: Path, tmp_path: Path) -> None:
     """The paper's stages: 32s, then 16s from its bundle; the old layers take smaller steps than the new one."""
-    train(_config(data, tmp_path / "32s", model__variant="32s", epochs=1))
-    config = _config(data, tmp_path / "16s", epochs=1, optimizer__backbone_rate=0, optimizer__weight_decay=0)
+    train(tiny_config(data, tmp_path / "32s", model__variant="32s", epochs=1))
+    config = tiny_config(data, tmp_path / "16s", epochs=1, optimizer__backbone_rate=0, optimizer__weight_decay=0)
     start = ModelConfig(start=str(tmp_path / "32s" / "bundle"), variant="16s")
     report = train(config.model_copy(update={"model": start}))
     assert load_bundle(report.bundle).spec.variant == "16s"
@@ -414,7 +284,7 @@ def test_a_pretrained_backbone_is_loaded_and_learns_at_its_own_rate(data: Path, 
         "model__width": 1.0,
         "model__weights": str(tmp_path / "alexnet.npz"),
     }
-    report = train(_config(data, tmp_path / "out", epochs=1, optimizer__backbone_rate=0, **flags))
+    report = train(tiny_config(data, tmp_path / "out", epochs=1, optimizer__backbone_rate=0, **flags))
     found = safetensors.numpy.load_file(Path(report.bundle) / "model.safetensors")
     for name, array in arrays.items():
         np.testing.assert_array_equal(found[name], array, err_msg=name)
@@ -427,7 +297,7 @@ def test_only_new_kernels_that_start_as_noise_decay(data: Path, tmp_path: Path) 
     from fcn_ray.training.replica import build_optimizer
     from tests.networks import tiny_spec
 
-    config = _config(data, tmp_path, optimizer__weight_decay=0.1)
+    config = tiny_config(data, tmp_path, optimizer__weight_decay=0.1)
     model = build_fcn(tiny_spec(backbone="mobilenetv3_small", upsampling="deconv_learned", fusion="concat"))
     optimizer = build_optimizer(config, 1, model, frozenset({"conv"}))
     optimizer.build(model.trainable_variables)
@@ -443,7 +313,7 @@ def test_only_new_kernels_that_start_as_noise_decay(data: Path, tmp_path: Path) 
 
 @pytest.mark.usefixtures("ray_session")
 def test_more_workers_than_the_cluster_holds_are_refused(data: Path, tmp_path: Path) -> None:
-    config = _config(data, tmp_path / "out", workers__count=4, workers__gpus=1)
+    config = tiny_config(data, tmp_path / "out", workers__count=4, workers__gpus=1)
     with pytest.raises(ResourceError, match="4 workers of 1 CPUs and 1 GPUs each do not fit"):
         train(config)
     assert not (tmp_path / "out").exists()
@@ -453,30 +323,30 @@ def test_what_cannot_train_is_refused_and_nothing_is_written(data: Path, tmp_pat
     out = tmp_path / "out"
     few = pictures.write_parquet(tmp_path / "few.parquet", 3)
     with pytest.raises(DataError, match="3 images, fewer than batch_size 4"):
-        prepare(_config(few, out))
+        prepare(tiny_config(few, out))
     with pytest.raises(DataError, match=r"#0: mask holds class ids \[2\], expected 0..1 or 255"):
-        prepare(_config(data, out, classes=("sky", "road")))
+        prepare(tiny_config(data, out, classes=("sky", "road")))
     with pytest.raises(ConfigError, match=r"class_weights has 2 numbers for 3 classes: .* \['sky', 'road', 'car'\]"):
-        prepare(_config(data, out, loss__class_weights=(1, 2)))
+        prepare(tiny_config(data, out, loss__class_weights=(1, 2)))
     assert not out.exists()
     (out / "family").mkdir(parents=True)
     (out / "family" / "photo.jpg").write_bytes(b"mine")
     with pytest.raises(ForeignOutputError, match="not a training run"):
-        prepare(_config(data, out))
+        prepare(tiny_config(data, out))
 
 
 def test_class_weights_are_given_or_found_later(data: Path, tmp_path: Path) -> None:
-    assert prepare(_config(data, tmp_path)).class_weights is None
-    assert prepare(_config(data, tmp_path, loss__class_weights="median")).class_weights is None
-    assert prepare(_config(data, tmp_path, loss__class_weights=(1, 2, 0.5))).class_weights == (1.0, 2.0, 0.5)
+    assert prepare(tiny_config(data, tmp_path)).class_weights is None
+    assert prepare(tiny_config(data, tmp_path, loss__class_weights="median")).class_weights is None
+    assert prepare(tiny_config(data, tmp_path, loss__class_weights=(1, 2, 0.5))).class_weights == (1.0, 2.0, 0.5)
 
 
 def test_a_run_is_only_gone_on_with_its_own_settings(data: Path, tmp_path: Path) -> None:
-    config = _config(data, tmp_path, resume=True)
+    config = tiny_config(data, tmp_path, resume=True)
     settings = prepare(config).settings
     save_checkpoint(str(tmp_path), Checkpoint("", 1, 3, None, settings, {}), {})
     assert prepare(config).settings == settings
-    assert prepare(_config(data, tmp_path, resume=True, epochs=9, workers__count=2)).settings == settings
-    assert prepare(_config(data, tmp_path, resume=True, optimizer__learning_rate=0.001)).settings == settings
+    assert prepare(tiny_config(data, tmp_path, resume=True, epochs=9, workers__count=2)).settings == settings
+    assert prepare(tiny_config(data, tmp_path, resume=True, optimizer__learning_rate=0.001)).settings == settings
     with pytest.raises(ForeignOutputError, match="other settings or data"):
-        prepare(_config(data, tmp_path, resume=True, seed=1))
+        prepare(tiny_config(data, tmp_path, resume=True, seed=1))

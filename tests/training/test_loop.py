@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import resource
 import shutil
 from pathlib import Path
 from typing import Any
@@ -60,18 +61,37 @@ def test_a_storage_that_fails_costs_a_checkpoint_and_not_the_training(tmp_path: 
 
     worker, told = _worker(tmp_path)
     assert save(worker) is not None
-    folder = tmp_path / "out" / "checkpoints"
-    folder.rename(tmp_path / "kept")
-    folder.write_text("where the folder should be")
     worker.position.step = 5
-    assert save(worker) is None
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))  # as if the disk had no more room
+    try:
+        assert save(worker) is None
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert told[-1]["kind"] == "warning"
     assert "no checkpoint of step 5, those before it stay" in told[-1]["message"]
-    folder.unlink()
-    (tmp_path / "kept").rename(folder)
     found = load_newest(worker.job.config.out)
     assert found is not None
     assert found[0].step == 4
+
+
+def test_a_storage_that_never_worked_ends_the_training(tmp_path: Path) -> None:
+    from fcn_ray.training.loop import save
+
+    worker, _ = _worker(tmp_path)
+    (tmp_path / "out").write_text("where the folder should be")
+    with pytest.raises(StorageError, match="cannot be written"):
+        save(worker)
+
+
+def test_nothing_is_saved_while_steps_are_not_finite(tmp_path: Path) -> None:
+    """The step before them may have made weights that are finite and of no use."""
+    from fcn_ray.training.loop import save
+
+    worker, told = _worker(tmp_path)
+    worker.skipped = 1
+    assert save(worker) is None
+    assert (told, list_checkpoints(worker.job.config.out)) == ([], [])
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
@@ -89,14 +109,16 @@ def test_steps_that_are_not_finite_are_left_out_until_there_are_too_many(tmp_pat
     from fcn_ray.training.loop import _skip
 
     worker, told = _worker(tmp_path, divergence__skip=2, optimizer__learning_rate=0.02)
-    _skip(worker, math.inf, 1)
-    _skip(worker, 0.5, 2)
+    for loss in (math.inf, 0.5):
+        worker.skipped += 1
+        _skip(worker, loss)
     assert [record["message"] for record in told] == [
         "the loss is inf at step 4: the step is left out",
         "a gradient is not finite at step 4: the step is left out",
     ]
+    worker.skipped += 1
     with pytest.raises(DivergedError, match=r"3 steps in a row .* optimizer\.learning_rate \(0\.01\)"):
-        _skip(worker, math.nan, 3)
+        _skip(worker, math.nan)
 
 
 def test_a_first_loss_far_above_that_of_guessing_is_told(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_a_gradient_that_is_not_finite_is_found_though_the_loss_is(data: Path) -
     replica.model.trainable_variables[0].assign(np.full(replica.model.trainable_variables[0].shape, 1e38, np.float32))
     labels = np.full((6, 32, 64), 255, np.uint8)  # a loss of nothing is 0
     outcome = step(_batch()[0], labels)
-    assert outcome.loss == 0 or not np.isfinite(outcome.loss)
+    assert outcome.loss == 0
     assert not outcome.taken
 
 
