@@ -129,7 +129,11 @@ def test_killed_and_resumed_it_ends_with_the_weights_of_an_undisturbed_run(
     config = config.model_copy(update={"out": str(out)})
     with _start(_command(config, tmp_path / "train.yaml")) as run:
         _wait_for_checkpoint(run, out)
-        os.killpg(run.pid, signal.SIGKILL)  # driver, raylet and all workers of that run
+        os.killpg(run.pid, signal.SIGKILL)  # driver and raylet of that run; its workers follow them
+        deadline = time.monotonic() + 60
+        while _workers_of(run.pid):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
     done = list_checkpoints(str(out))[-1].epoch
     assert done < 6, "it must have been killed on the way"
     with pytest.raises(ForeignOutputError, match="--resume"):
@@ -246,8 +250,8 @@ def test_a_checkpoint_that_only_the_driver_can_read_ends_the_job_instead_of_star
     config = tiny_config(data, out, resume=True)
     chosen = save_checkpoint(str(out), Checkpoint("", 1, 3, None, prepare(config).settings, {}), {})
 
-    def load_and_lose(run: str) -> tuple[Checkpoint, Arrays] | None:
-        found = load_newest(run)
+    def load_and_lose(run: str, distrusted: set[str]) -> tuple[Checkpoint, Arrays] | None:
+        found = load_newest(run, distrusted)
         shutil.rmtree(chosen.folder)  # the worker looks at its own disk, where it never was
         return found
 
