@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -259,17 +260,13 @@ def _wait_for_room(job: Job) -> int:
     """Workers that the cluster has room for, once they are enough; ResourceError when that takes too long."""
     workers = job.config.workers
     least = workers.min_count or workers.count
-    deadline, asked = time.monotonic() + workers.wait_seconds, False
-    while True:
-        room = _room(job)
-        if room >= least:
-            return min(room, workers.count)
-        if time.monotonic() >= deadline:
-            break
-        if not asked:
-            _ask_for_nodes(workers)
-        asked = True
-        time.sleep(1.0)
+    deadline = time.monotonic() + workers.wait_seconds
+    if workers.wait_seconds and _room(job) < least:
+        with _nodes_asked_for(workers):
+            while _room(job) < least and time.monotonic() < deadline:
+                time.sleep(1.0)
+    if (room := _room(job)) >= least:
+        return min(room, workers.count)
     waited = f" after {format_duration(workers.wait_seconds)}" if workers.wait_seconds else ""
     try:
         cluster.require(least, cpus=workers.cpus, gpus=workers.gpus, spare_cpus=INGEST_CPUS, purpose="workers")
@@ -278,12 +275,20 @@ def _wait_for_room(job: Job) -> int:
     return least
 
 
-def _ask_for_nodes(workers: WorkersConfig) -> None:
-    """Tell an autoscaler, where there is one, what the workers need: it does not see who waits."""
+@contextmanager
+def _nodes_asked_for(workers: WorkersConfig) -> Iterator[None]:
+    """Tell an autoscaler, where there is one, what the workers need: it does not see who waits.
+
+    The request is taken back at the end, or its nodes would stay when nobody needs them any more.
+    """
     from ray.autoscaler.sdk import request_resources
 
     each = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
     request_resources(bundles=[each] * workers.count + [{"CPU": INGEST_CPUS}])
+    try:
+        yield
+    finally:
+        request_resources(bundles=[])
 
 
 def _room(job: Job) -> int:
