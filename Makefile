@@ -33,7 +33,8 @@ lint: $(STAMP)
 	$(BIN)/lint-imports --no-cache
 
 pytest: $(STAMP)
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m "not ray" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m ray
 
 bench: $(STAMP)
 	@test -n "$(CAMVID)" || { echo "make bench CAMVID=camvid.parquet [WORK=bench-out]: a table with image, mask, name, split"; exit 2; }

@@ -32,7 +32,7 @@ from fcn_ray.errors import (
 from fcn_ray.training import job as training_job
 from fcn_ray.training import promotion
 from fcn_ray.training.checkpoints import Arrays, Checkpoint, list_checkpoints, load_newest, save_checkpoint
-from fcn_ray.training.job import train
+from fcn_ray.training.job import TrainReport, train
 from fcn_ray.training.preflight import prepare
 from tests import pictures
 from tests.training.making import tiny_config, write_data
@@ -84,16 +84,27 @@ def _workers_of(session: int) -> list[int]:
     return found
 
 
+@dataclasses.dataclass
+class _Run:
+    config: TrainConfig
+    records: list[dict[str, Any]]
+    report: TrainReport
+    state: Arrays
+
+
 @pytest.fixture(scope="module")
-def undisturbed(
-    data: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None
-) -> tuple[TrainConfig, dict[str, np.ndarray]]:
-    """A run of two workers from start to end: its config and final state; and that it did all that it should."""
+def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory, ray_session: None) -> _Run:
+    """A run of two workers from start to end."""
     out = tmp_path_factory.mktemp("run") / "straight"
     flags = {"workers__count": 2, "loss__class_weights": "median", "checkpoint_steps": 1}
     config = tiny_config(data, out, val=str(data), epochs=6, **flags)
     records: list[dict[str, Any]] = []
     report = train(config, records.append)
+    return _Run(config, records, report, _final_state(out))
+
+
+def test_two_workers_train_tell_and_leave_what_they_should(undisturbed: _Run) -> None:
+    records, report = undisturbed.records, undisturbed.report
     epoch = ["step", "checkpoint"] * 3 + ["checkpoint", "epoch"]  # the last one twice: before and after it is scored
     kinds = [record["kind"] for record in records if record["kind"] != "warning"]
     assert kinds == ["start", "workers", *epoch * 6, "bundle", "page"]
@@ -107,12 +118,12 @@ def undisturbed(
     assert all(np.isfinite(array).all() for array in weights.values())
     scores = [record["val"]["mean_iou"] for record in records if record["kind"] == "epoch"]
     assert report.epoch == 1 + int(np.argmax(scores))
-    curve = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in curve] == [1, 2, 3, 4, 5, 6]
+    curve = (Path(undisturbed.config.out) / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in curve] == [1, 2, 3, 4, 5, 6]
     assert report.metrics["mean_iou"] == pytest.approx(max(scores), abs=1e-4), "a fresh process finds the same"
     assert bundle.metadata["metrics"] == report.metrics
+    assert report.page is not None
     assert "data:image/jpeg" in Path(report.page).read_text()
-    return config, _final_state(out)
 
 
 def _assert_equal(out: Path, state: dict[str, np.ndarray]) -> None:
@@ -121,10 +132,8 @@ def _assert_equal(out: Path, state: dict[str, np.ndarray]) -> None:
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_it_ends_with_the_weights_of_an_undisturbed_run(
-    undisturbed: tuple[TrainConfig, dict[str, np.ndarray]], tmp_path: Path
-) -> None:
-    config, state = undisturbed
+def test_killed_and_resumed_it_ends_with_the_weights_of_an_undisturbed_run(undisturbed: _Run, tmp_path: Path) -> None:
+    config, state = undisturbed.config, undisturbed.state
     out = tmp_path / "killed"
     config = config.model_copy(update={"out": str(out)})
     with _start(_command(config, tmp_path / "train.yaml")) as run:
@@ -145,10 +154,8 @@ def test_killed_and_resumed_it_ends_with_the_weights_of_an_undisturbed_run(
 
 
 @pytest.mark.slow
-def test_a_killed_worker_brings_all_back_from_the_last_checkpoint(
-    undisturbed: tuple[TrainConfig, dict[str, np.ndarray]], tmp_path: Path
-) -> None:
-    config, state = undisturbed
+def test_a_killed_worker_brings_all_back_from_the_last_checkpoint(undisturbed: _Run, tmp_path: Path) -> None:
+    config, state = undisturbed.config, undisturbed.state
     out = tmp_path / "wounded"
     workers = config.workers.model_copy(update={"max_failures": 2})
     with _start(_command(config.model_copy(update={"out": str(out), "workers": workers}), tmp_path / "t.yaml")) as run:
