@@ -107,6 +107,6 @@ def test_a_storage_that_fails_once_is_tried_again_and_a_mistake_is_not(tmp_path:
 def test_room_that_does_not_come_is_waited_for_and_then_refused(tmp_path: Path) -> None:
     config = tiny_config(write_data(tmp_path), tmp_path / "out", workers__cpus=50, workers__wait_seconds=1.5)
     with pytest.raises(
-        ResourceError, match=r"1 workers of 50 CPUs each do not fit.* after \d s; workers.wait_seconds waits"
+        ResourceError, match=r"1 workers of 50 CPUs each do not fit.* after 1\.5 s; workers.wait_seconds waits"
     ):
         training_job._wait_for_room(prepare(config))
