@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import ray.data
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fcn_ray import storage
 from fcn_ray.config import AugmentConfig
@@ -23,6 +24,7 @@ from fcn_ray.errors import DataError, SchemaError
 from fcn_ray.images.augmentation import augment, sample_rng
 from fcn_ray.images.codec import ImageError, decode_image, decode_label
 from fcn_ray.labels import LabelSet
+from fcn_ray.training.feeding import Feeder
 from fcn_ray.training.order import Piece, Read
 
 Batch = dict[str, np.ndarray]
@@ -181,8 +183,17 @@ def _rows(batch: Batch) -> Iterator[dict[str, Any]]:
         yield dict(zip(batch, values, strict=True))
 
 
+READS_AHEAD = 2
+"""Windows of rows that a stream reads at once."""
+
+
 def stream(
-    reads: list[Read], columns: Columns, stage: Augmented | None, batch_size: int, prefetch: int = 4
+    reads: list[Read],
+    columns: Columns,
+    stage: Augmented | None,
+    batch_size: int,
+    feeder: Feeder,
+    prefetch: int = 4,
 ) -> Iterator[Batch]:
     """Batches of `batch_size` rows in the order of `reads`: augmented by `stage`, or as they are stored without one."""
     context = ray.data.DataContext.get_current().copy()
@@ -190,17 +201,27 @@ def stream(
     context.enable_progress_bars = False
     context.raise_original_map_exception = True  # a DataError of ours must come out as one
     context.target_max_block_size = 16 * 2**20  # a worker gets its first batch long before a window is decoded
+    if feeder.node:
+        place = NodeAffinitySchedulingStrategy(feeder.node, soft=True)
+        context.scheduling_strategy = context.scheduling_strategy_large_args = place
     tasks = ray.put(reads)
     with ray.data.DataContext.current(context):
-        dataset = ray.data.range(len(reads), override_num_blocks=len(reads)).map_batches(
-            _read_stage, fn_kwargs={"tasks": tasks, "columns": columns}, batch_size=None, batch_format="numpy"
+        # from_items and not range, whose own tasks would want a CPU each
+        dataset = ray.data.from_items(list(range(len(reads))), override_num_blocks=len(reads)).map_batches(
+            _read_stage,
+            fn_kwargs={"tasks": tasks, "columns": columns},
+            batch_size=None,
+            batch_format="numpy",
+            num_cpus=0,
+            compute=ray.data.TaskPoolStrategy(size=READS_AHEAD),
         )
         if stage is not None:
-            dataset = dataset.map_batches(stage, batch_size=batch_size, batch_format="numpy")
+            pool = ray.data.TaskPoolStrategy(size=feeder.tasks)
+            dataset = dataset.map_batches(stage, batch_size=batch_size, batch_format="numpy", num_cpus=0, compute=pool)
     yield from dataset.iter_batches(batch_size=batch_size, batch_format="numpy", prefetch_batches=prefetch)
 
 
 def _read_stage(batch: Batch, tasks: list[Read] | ray.ObjectRef, columns: Columns) -> Iterator[pa.Table]:
     reads: list[Read] = ray.get(tasks) if isinstance(tasks, ray.ObjectRef) else tasks
-    for index in batch["id"]:
+    for index in batch["item"]:
         yield read_rows(reads[int(index)], columns)

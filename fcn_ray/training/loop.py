@@ -13,7 +13,7 @@ import resource
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,6 +27,7 @@ from fcn_ray.errors import DivergedError, StorageError
 from fcn_ray.models.prediction import build_predict_fn
 from fcn_ray.training import ingest, order
 from fcn_ray.training.checkpoints import Checkpoint, list_checkpoints, load_arrays, remove_old, save_checkpoint
+from fcn_ray.training.feeding import Feeder, deal_feeders
 from fcn_ray.training.group import ABORT
 from fcn_ray.training.preflight import Job
 from fcn_ray.training.replica import Replica, build_replica
@@ -55,6 +56,8 @@ class Orders:
     tell: Tell
     bell: Any
     """Actor by which the driver asks for an end, see group.Bell."""
+    nodes: Mapping[str, float]
+    """CPUs of each node, by Ray's id of it."""
 
 
 @dataclass
@@ -77,6 +80,7 @@ class Worker:
     replica: Replica
     step: Step
     position: Position
+    feeder: Feeder
     stopping: threading.Event = field(default_factory=threading.Event)
     validations: int = 0
     """That this group has made."""
@@ -110,11 +114,11 @@ def run_worker(orders: Orders) -> None:
         local_world=context.get_local_world_size(),
         rate_factor=orders.rate_factor,
     )
-    worker = Worker(orders, replica, build_step(replica, job), _start(replica, orders))
+    step, position, feeder = build_step(replica, job), _start(replica, orders), _find_feeder(replica, orders)
+    worker = Worker(orders, replica, step, position, feeder)
     if replica.rank == 0:
         threading.Thread(target=_listen, args=(orders.bell, worker.stopping), daemon=True).start()
     predict = tf.function(build_predict_fn(replica.model, job.preprocessing), reduce_retracing=True, autograph=False)
-    position = worker.position
     while position.epoch < config.epochs:
         metrics = train_epoch(worker)
         if metrics is None:
@@ -124,7 +128,7 @@ def run_worker(orders: Orders) -> None:
         metrics |= {"epoch": position.epoch, "step": position.step}
         due = bool(job.val_pieces) and (position.epoch % config.val_every == 0 or position.epoch == config.epochs)
         unscored = save(worker) if due else None  # a validation may take long, and the epoch is worth keeping
-        result = validate(replica, predict, job) if due else None
+        result = validate(replica, predict, job, feeder) if due else None
         if result:
             metrics["val"] = result.scores.to_dict()
             _watch_for_collapse(worker, predicts_one_class(result.confusion, job.labels))
@@ -174,6 +178,16 @@ def _start(replica: Replica, orders: Orders) -> Position:
         raise StorageError(f"worker {replica.rank} cannot read {chosen.folder}: is `out` on shared storage?")
     replica.assign(arrays)
     return Position(chosen.epoch, chosen.step, chosen.remaining or whole_epoch(orders.job))
+
+
+def _find_feeder(replica: Replica, orders: Orders) -> Feeder:
+    """What prepares this worker's input; all workers deal alike, from where each of them is."""
+    nodes = ["", *sorted(orders.nodes)]  # "" for a node that came after the driver had looked
+    here = ray.get_runtime_context().get_node_id()
+    homes = np.zeros(replica.world, np.int64)
+    homes[replica.rank] = nodes.index(here) if here in orders.nodes else 0
+    homes = replica.sum_over_workers(homes)
+    return deal_feeders(orders.nodes, [nodes[i] for i in homes], orders.job.config.workers.cpus)[replica.rank]
 
 
 def _listen(bell: Any, stopping: threading.Event) -> None:
@@ -254,7 +268,7 @@ def _stream_share(worker: Worker, shares: list[order.Ranges]) -> Iterator[ingest
     reads = order.take_rows(order.plan_epoch(job.train_pieces, config.seed, epoch), shares[replica.rank])
     stage = ingest.Augmented(job.labels, config.augment, config.max_pixels, config.seed, epoch)
     size = order.local_batch_size(config.batch_size, replica.rank, replica.world)
-    return ingest.stream(reads, job.columns, stage, size)
+    return ingest.stream(reads, job.columns, stage, size, worker.feeder)
 
 
 def _skip(worker: Worker, loss: float) -> None:

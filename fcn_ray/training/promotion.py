@@ -24,6 +24,7 @@ from fcn_ray.bundle import Bundle, load_bundle, save_bundle
 from fcn_ray.errors import BundleError, StorageError
 from fcn_ray.models.metrics import Confusion, confusion_matrix, scores
 from fcn_ray.training.checkpoints import MODEL, Checkpoint, load_arrays, load_best
+from fcn_ray.training.feeding import Feeder
 from fcn_ray.training.preflight import Job
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ def score_share(job: Job, checkpoint: Checkpoint, rank: int, world: int) -> Resc
     total = np.zeros((k, k + 1), np.int64)
     best: list[Example] = []
     worst: list[Example] = []
-    for sample in predict_share(predict, job, rank, world):
+    for sample in predict_share(predict, job, rank, world, Feeder(node="", tasks=1)):
         counts = confusion_matrix(sample.label, sample.mask, k, job.labels.ignore_id)
         total += counts
         mean_iou = scores(counts).mean_iou

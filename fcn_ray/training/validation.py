@@ -12,6 +12,7 @@ from fcn_ray.images.geometry import Pixels, pad_batch, padded_size
 from fcn_ray.labels import LabelSet
 from fcn_ray.models.metrics import Confusion, Scores, confusion_matrix, scores
 from fcn_ray.training import ingest, order
+from fcn_ray.training.feeding import Feeder
 from fcn_ray.training.preflight import Job
 from fcn_ray.training.replica import Replica
 
@@ -40,21 +41,21 @@ class Sample:
     mask: Pixels
 
 
-def validate(replica: Replica, predict: Predict, job: Job) -> Validation:
+def validate(replica: Replica, predict: Predict, job: Job, feeder: Feeder) -> Validation:
     """Metrics over the whole set, which the workers share; the same on every worker."""
     total = np.zeros((len(job.labels), len(job.labels) + 1), np.int64)
-    for sample in predict_share(predict, job, replica.rank, replica.world):
+    for sample in predict_share(predict, job, replica.rank, replica.world, feeder):
         total += confusion_matrix(sample.label, sample.mask, len(job.labels), job.labels.ignore_id)
     total = replica.sum_over_workers(total)
     return Validation(scores(total), total)
 
 
-def predict_share(predict: Predict, job: Job, rank: int, world: int) -> Iterator[Sample]:
+def predict_share(predict: Predict, job: Job, rank: int, world: int, feeder: Feeder) -> Iterator[Sample]:
     """The validation images of one of `world` equal shares, with their masks."""
     n_rows = sum(piece.n_rows for piece in job.val_pieces)
     start, stop = (n_rows * r // world for r in (rank, rank + 1))
     share = order.take_rows(order.plan_pass(job.val_pieces), ((start, stop),))
-    for batch in ingest.stream(share, job.columns, None, batch_size=8) if share else ():
+    for batch in ingest.stream(share, job.columns, None, 8, feeder) if share else ():
         for values in zip(*batch.values(), strict=True):
             row = dict(zip(batch, values, strict=True))
             image, label = ingest.decode_sample(row, job.labels, job.config.max_pixels)

@@ -16,6 +16,7 @@ from fcn_ray.config_text import load_config
 from fcn_ray.errors import DivergedError, StorageError
 from fcn_ray.labels import LabelSet
 from fcn_ray.training.checkpoints import list_checkpoints, load_newest
+from fcn_ray.training.feeding import Feeder
 from fcn_ray.training.preflight import prepare
 from tests import pictures
 
@@ -38,9 +39,9 @@ def _worker(folder: Path, **settings: Any) -> tuple[Any, list[dict[str, Any]]]:
     optimizer = build_optimizer(config, job.steps_per_epoch, model, frozenset())
     optimizer.build(model.trainable_variables)
     told: list[dict[str, Any]] = []
-    orders = Orders(job, None, 0.5, told.append, None)
+    orders = Orders(job, None, 0.5, told.append, None, {})
     replica = Replica(tf.distribute.get_strategy(), model, optimizer, 0, 1)
-    return Worker(orders, replica, lambda *_: None, Position(1, 4, whole_epoch(job))), told
+    return Worker(orders, replica, lambda *_: None, Position(1, 4, whole_epoch(job)), Feeder("", 1)), told
 
 
 def test_a_checkpoint_holds_the_place_in_the_epoch_and_the_factor_on_the_rate(tmp_path: Path) -> None:
