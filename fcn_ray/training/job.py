@@ -164,6 +164,8 @@ def _run_groups(job: Job, count: int, hear: Callable[[dict[str, Any]], None]) ->
     while "trained" not in told:
         place = _find_place(job, past.diverged_from)
         step = place.step if place else 0
+        if place and "epoch" in place.metrics:
+            keep_curve(job.config.out, {"kind": "epoch", **place.metrics})  # the driver may have died before it could
         past.rate_factor = past.rate_factor or (place.rate_factor if place else 1.0)
         past.failures, past.step = (0 if step > past.step else past.failures), max(step, past.step)
         told.pop("stopped", None)

@@ -70,6 +70,13 @@ class Position:
     """Steps that are complete."""
     remaining: order.Ranges
     """Rows of the current epoch's order that no step has used yet."""
+    losses: tuple[float, int] = (0.0, 0)
+    """Sum of the losses of the current epoch's steps so far, and how many they are; without those left out."""
+
+    def mean_loss(self) -> float | None:
+        """Of the current epoch so far; None when no step was taken."""
+        total, count = self.losses
+        return total / count if count else None
 
 
 @dataclass
@@ -124,13 +131,13 @@ def run_worker(orders: Orders) -> None:
         if metrics is None:
             worker.tell({"kind": "stopped", "step": position.step, "folder": save(worker)})
             return
-        position.epoch, position.remaining = position.epoch + 1, whole_epoch(job)
+        position.epoch, position.remaining, position.losses = position.epoch + 1, whole_epoch(job), (0.0, 0)
         metrics |= {"epoch": position.epoch, "step": position.step}
         due = bool(job.val_pieces) and (position.epoch % config.val_every == 0 or position.epoch == config.epochs)
         unscored = save(worker) if due else None  # a validation may take long, and the epoch is worth keeping
         result = validate(replica, predict, job, feeder) if due else None
         if result:
-            metrics["val"] = result.scores.to_dict()
+            metrics |= {"val": result.scores.to_dict(), "val_data": job.val_digest}
             _watch_for_collapse(worker, predicts_one_class(result.confusion, job.labels))
         if save(worker, _known(result.scores.mean_iou) if result else None, metrics) and unscored:
             storage.remove_folder(unscored)
@@ -177,16 +184,15 @@ def _start(replica: Replica, orders: Orders) -> Position:
     if arrays is None:
         raise StorageError(f"worker {replica.rank} cannot read {chosen.folder}: is `out` on shared storage?")
     replica.assign(arrays)
-    return Position(chosen.epoch, chosen.step, chosen.remaining or whole_epoch(orders.job))
+    losses = chosen.metrics.get("losses", (0.0, 0))
+    return Position(chosen.epoch, chosen.step, chosen.remaining or whole_epoch(orders.job), tuple(losses))
 
 
 def _find_feeder(replica: Replica, orders: Orders) -> Feeder:
     """What prepares this worker's input; all workers deal alike, from where each of them is."""
     nodes = ["", *sorted(orders.nodes)]  # "" for a node that came after the driver had looked
     here = ray.get_runtime_context().get_node_id()
-    homes = np.zeros(replica.world, np.int64)
-    homes[replica.rank] = nodes.index(here) if here in orders.nodes else 0
-    homes = replica.sum_over_workers(homes)
+    homes = replica.gather(nodes.index(here) if here in orders.nodes else 0)
     return deal_feeders(orders.nodes, [nodes[i] for i in homes], orders.job.config.workers.cpus)[replica.rank]
 
 
@@ -212,7 +218,8 @@ def save(worker: Worker, score: float | None = None, metrics: dict[str, Any] | N
         return None
     remaining = None if position.remaining == whole_epoch(worker.job) else position.remaining
     settings, factor = worker.job.settings, worker.orders.rate_factor
-    draft = Checkpoint("", position.epoch, position.step, score, settings, metrics or {}, remaining, factor)
+    about = metrics or ({"losses": position.losses} if remaining else {})
+    draft = Checkpoint("", position.epoch, position.step, score, settings, about, remaining, factor)
     try:
         folder = save_checkpoint(config.out, draft, worker.replica.arrays()).folder
         remove_old(config.out, config.keep_checkpoints, folder)
@@ -226,7 +233,7 @@ def save(worker: Worker, score: float | None = None, metrics: dict[str, Any] | N
 
 
 def train_epoch(worker: Worker) -> dict[str, Any] | None:
-    """All steps that remain of the current epoch: mean loss, images/s, share of time spent waiting for input.
+    """All steps that remain of the current epoch: the mean loss of its steps, images/s, share of time without input.
 
     None when all workers were asked to stop before its end.
     """
@@ -240,6 +247,8 @@ def train_epoch(worker: Worker) -> dict[str, Any] | None:
         worker.skipped = 0 if outcome.taken else worker.skipped + 1
         if not outcome.taken:
             _skip(worker, outcome.loss)
+        else:
+            position.losses = (position.losses[0] + outcome.loss, position.losses[1] + 1)
         for meter in (whole, lately):
             meter.add(outcome.loss if outcome.taken else None, wait)
         if position.step == 1:
@@ -258,8 +267,14 @@ def train_epoch(worker: Worker) -> dict[str, Any] | None:
             save(worker)
     if position.step - first != left:
         raise StorageError(f"the input ended after {position.step - first} of {left} steps: has {config.data} changed?")
-    rate = float(worker.replica.optimizer.learning_rate)
-    return whole.read() | {"learning_rate": rate, "seconds": whole.seconds(), "memory_bytes": _peak_memory()}
+    return whole.read() | {
+        "loss": position.mean_loss(),
+        # The worst of all workers: the others wait for it, in the step, where it does not look like waiting.
+        "input_wait": float(worker.replica.gather(round(1e6 * whole.input_wait())).max()) / 1e6,
+        "memory_bytes": int(worker.replica.gather(_peak_memory()).max()),
+        "learning_rate": float(worker.replica.optimizer.learning_rate),
+        "seconds": whole.seconds(),
+    }
 
 
 def _stream_share(worker: Worker, shares: list[order.Ranges]) -> Iterator[ingest.Batch]:
@@ -315,13 +330,17 @@ class _Meter:
         """Since the start."""
         return max(time.monotonic() - self._start, 1e-9)
 
+    def input_wait(self) -> float:
+        """Share of the time since the start that was spent waiting for input."""
+        return self._waited / self.seconds()
+
     def read(self) -> dict[str, Any]:
         """Mean loss (None when every step was left out), images/s, share of the time spent waiting for input."""
         seconds = self.seconds()
         return {
             "loss": float(np.mean(self._losses)) if self._losses else None,
             "images_per_second": self._steps * self._batch_size / seconds,
-            "input_wait": self._waited / seconds,
+            "input_wait": self.input_wait(),
         }
 
 

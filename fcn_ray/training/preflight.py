@@ -39,6 +39,8 @@ class Job:
     settings: str
     """Digest of what the weights depend on: a checkpoint with another one is not gone on from."""
     data_digest: str
+    val_digest: str
+    """Of the validation set; "" without one."""
     class_weights: tuple[float, ...] | None
     """Of the loss, by class id. None: it has none, or those of the frequencies, which `train` counts once connected."""
 
@@ -59,7 +61,7 @@ def prepare(config: TrainConfig) -> Job:
         raise DataError(f"{config.data} has {train.n_rows} images, fewer than batch_size {config.batch_size}")
     if val:
         ingest.agree(labels, val.labels, str(config.val))
-    data_digest = _digest([(p.key, p.row_group, p.n_rows, p.n_bytes) for p in train.pieces])
+    data_digest, val_digest = (_digest_pieces(collection) for collection in (train, val))
     spec, preprocessing, origin = _choose_network(config, labels)
     settings = _digest(
         # Not what may change on the way: the rate after a divergence, the precision, the workers, where things are.
@@ -67,7 +69,7 @@ def prepare(config: TrainConfig) -> Job:
         | {"spec": spec.model_dump(mode="json"), "preprocessing": preprocessing.model_dump(mode="json")}
         | {"origin": origin, "scales": config.model.scales, "labels": labels.to_json(), "data": data_digest}
     )
-    _check_output(config, settings)
+    _check_output(config, settings, val_digest)
     for collection in (train, val):
         if collection:
             _check_samples(collection.pieces, columns, labels, config.max_pixels)
@@ -82,6 +84,7 @@ def prepare(config: TrainConfig) -> Job:
         steps_per_epoch=train.n_rows // config.batch_size,
         settings=settings,
         data_digest=data_digest,
+        val_digest=val_digest,
         class_weights=_given_class_weights(config, labels),
     )
 
@@ -168,7 +171,12 @@ def _given_class_weights(config: TrainConfig, labels: LabelSet) -> tuple[float, 
     return weights
 
 
-def _check_output(config: TrainConfig, settings: str) -> None:
+def _digest_pieces(collection: ingest.Collection | None) -> str:
+    pieces = collection.pieces if collection else ()
+    return _digest([(p.key, p.row_group, p.n_rows, p.n_bytes) for p in pieces]) if pieces else ""
+
+
+def _check_output(config: TrainConfig, settings: str, val_digest: str) -> None:
     """An existing run is only gone on from when asked to, and with the same settings."""
     if storage.is_file(config.out):
         raise ForeignOutputError(f"out = {config.out} is a file: choose a folder")
@@ -189,6 +197,12 @@ def _check_output(config: TrainConfig, settings: str) -> None:
             f"{config.out} was trained with other settings or data: go on with those of {config.out}/config.yaml, "
             "or choose another --out"
         )
+    if {val_digest, ""} >= {checkpoint.metrics.get("val_data", "") for checkpoint in found}:
+        return
+    raise ForeignOutputError(
+        f"{config.out} was validated on other images than val = {config.val}, and the best checkpoint is chosen "
+        f"by that: go on with the `val` of {config.out}/config.yaml, or choose another --out"
+    )
 
 
 def _check_samples(pieces: tuple[order.Piece, ...], columns: ingest.Columns, labels: LabelSet, max_pixels: int) -> None:

@@ -50,6 +50,12 @@ class Replica:
         """The sum of integers of one shape over all workers, int64."""
         return np.asarray(self._add(tf.constant(counts, tf.int64)))
 
+    def gather(self, value: int) -> np.ndarray:
+        """The integer that each worker gives here, by rank; on every worker."""
+        values = np.zeros(self.world, np.int64)
+        values[self.rank] = value
+        return self.sum_over_workers(values)
+
     @cached_property
     def _add(self) -> Callable[[tf.Tensor], tf.Tensor]:
         def on_replica(value: tf.Tensor) -> tf.Tensor:

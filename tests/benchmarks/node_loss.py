@@ -4,6 +4,7 @@ python tests/benchmarks/node_loss.py WORK [--lose worker|input]
 
 A cluster on this machine: a head without CPUs and three nodes of one CPU each, two for the workers and one for what
 reads their input. `--lose worker` (the default) kills a node that holds a worker, `--lose input` the one that does not.
+Then the same training on this machine, where nothing is lost, and the loss of the last epoch of both.
 """
 
 from __future__ import annotations
@@ -39,12 +40,14 @@ def holds_a_worker(node: Any) -> bool:
     return False
 
 
-def start(work: Path, address: str) -> subprocess.Popen[str]:
-    """The training, on the cluster at `address`."""
+def start(work: Path, out: Path, address: str | None) -> subprocess.Popen[str]:
+    """The training, on the cluster at `address` or on this machine."""
     settings = ["model.width=0.05", "model.fc_channels=8", "augment.crop=[64,64]", "optimizer.learning_rate=0.05"]
     settings += [f"batch_size={BATCH}", f"epochs={EPOCHS}", "workers.count=2", "workers.min_count=1"]
-    settings += ["workers.threads=1", "workers.wait_seconds=60", "checkpoint_steps=5", f"address={address}"]
-    flags = ["--data", str(work / "train.parquet"), "--out", str(work / "out")]
+    settings += ["workers.threads=1", "workers.wait_seconds=60", "checkpoint_steps=5"]
+    settings += [f"address={address}"] if address else []
+    shutil.rmtree(out, ignore_errors=True)
+    flags = ["--data", str(work / "train.parquet"), "--out", str(out)]
     flags += [part for setting in settings for part in ("--set", setting)]
     return subprocess.Popen([sys.executable, "-m", "fcn_ray", "train", *flags])
 
@@ -56,13 +59,13 @@ def main() -> None:
     parser.add_argument("--lose", choices=["worker", "input"], default="worker")
     options = parser.parse_args()
     write_scenes_parquet(options.work / "train.parquet", SCENES, seed=1)
-    shutil.rmtree(options.work / "out", ignore_errors=True)
+    out = options.work / "out"
     nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     for _ in range(3):
         nodes.add_node(num_cpus=1)
-    run = start(options.work, nodes.address)
+    run = start(options.work, out, nodes.address)
     try:
-        while not list_checkpoints(str(options.work / "out")):
+        while not list_checkpoints(str(out)):
             if run.poll() is not None:
                 raise SystemExit("the training ended before it had a checkpoint")
             time.sleep(0.05)
@@ -74,11 +77,16 @@ def main() -> None:
         if run.poll() is None:
             run.send_signal(signal.SIGKILL)
         nodes.shutdown()
-    steps = [record["step"] for record in read_curve(str(options.work / "out"))]
+    curve = read_curve(str(out))
+    steps = [record["step"] for record in curve]
     expected = [SCENES // BATCH * (epoch + 1) for epoch in range(EPOCHS)]
-    print(f"exit code {code}, steps at the ends of epochs {steps}, expected {expected}")
+    print(f"exit code {code}, steps at the ends of epochs {steps}, expected {expected}", flush=True)
     if code or steps != expected:
         raise SystemExit(1)
+    whole = options.work / "whole"
+    if start(options.work, whole, None).wait():
+        raise SystemExit("the training that loses nothing failed")
+    print(f"loss of the last epoch {curve[-1]['loss']:.4f}, undisturbed {read_curve(str(whole))[-1]['loss']:.4f}")
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from fcn_ray.training import promotion
 from fcn_ray.training.checkpoints import Arrays, Checkpoint, list_checkpoints, load_newest, save_checkpoint
 from fcn_ray.training.job import TrainReport, train
 from fcn_ray.training.preflight import prepare
+from fcn_ray.training.seeing import read_curve
 from tests import pictures
 from tests.training.making import tiny_config, write_data
 
@@ -151,6 +152,8 @@ def test_killed_and_resumed_it_ends_with_the_weights_of_an_undisturbed_run(undis
     train(config.model_copy(update={"resume": True}), resumed.append)
     assert [record["epoch"] for record in resumed if record["kind"] == "epoch"] == list(range(done + 1, 7))
     _assert_equal(out, state)
+    straight, killed = ([record["loss"] for record in read_curve(str(o))] for o in (undisturbed.config.out, out))
+    assert killed == pytest.approx(straight), "the mean of an epoch is that of all its steps, before the kill and after"
 
 
 @pytest.mark.slow
@@ -361,3 +364,17 @@ def test_a_run_is_only_gone_on_with_its_own_settings(data: Path, tmp_path: Path)
     assert prepare(tiny_config(data, tmp_path, resume=True, optimizer__learning_rate=0.001)).settings == settings
     with pytest.raises(ForeignOutputError, match="other settings or data"):
         prepare(tiny_config(data, tmp_path, resume=True, seed=1))
+
+
+def test_a_run_is_only_gone_on_with_its_own_validation_set(data: Path, tmp_path: Path) -> None:
+    """The best checkpoint is chosen by its score, which tells nothing beside one of other images."""
+    out = tmp_path / "out"
+    job = prepare(tiny_config(data, out, val=str(data)))
+    other = pictures.write_parquet(tmp_path / "other.parquet", 3)
+    save_checkpoint(str(out), Checkpoint("", 0, 2, None, job.settings, {}), {})
+    prepare(tiny_config(data, out, val=str(other), resume=True))  # nothing has been scored yet
+    save_checkpoint(str(out), Checkpoint("", 1, 3, 0.5, job.settings, {"val_data": job.val_digest}), {})
+    prepare(tiny_config(data, out, val=str(data), resume=True))
+    for val in (str(other), None):
+        with pytest.raises(ForeignOutputError, match="validated on other images"):
+            prepare(tiny_config(data, out, val=val, resume=True))
