@@ -194,8 +194,8 @@ class OptimizerConfig(Section):
     """Share of the last step that goes into the next."""
     weight_decay: float = Field(default=5e-4, ge=0)
     """Decoupled decay of kernels, times the rate; biases do not decay."""
-    power: float = Field(default=0.9, gt=0)
-    """Exponent of the schedule; 1 falls in a straight line."""
+    power: float = Field(default=0.9, ge=0)
+    """Exponent of the schedule; 1 falls in a straight line, 0 stays as it is."""
     warmup_steps: int = Field(default=100, ge=0)
     """Steps in which the rate rises from almost 0."""
 

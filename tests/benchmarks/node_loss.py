@@ -20,11 +20,56 @@ from typing import Any
 
 from ray.cluster_utils import Cluster
 
+from fcn_ray import train
+from fcn_ray.config import TrainConfig
+from fcn_ray.config_text import dump_config, load_config
 from fcn_ray.datasets.scenes import write_scenes_parquet
 from fcn_ray.training.checkpoints import list_checkpoints
 from fcn_ray.training.seeing import read_curve
 
-SCENES, BATCH, EPOCHS = 80, 4, 2
+SCENES, EPOCHS = 80, 2
+STEPS = 20
+"""In an epoch."""
+
+
+def make_config(work: Path, out: str, address: str | None = None) -> TrainConfig:
+    """The training, on the cluster at `address` or on this machine."""
+    settings: dict[str, Any] = {
+        "data": str(work / "train.parquet"),
+        "out": str(work / out),
+        "address": address,
+        "epochs": EPOCHS,
+    }
+    settings |= {"batch_size": SCENES // STEPS, "checkpoint_steps": 5, "optimizer.learning_rate": 0.05}
+    settings |= {"model.width": 0.05, "model.fc_channels": 8, "augment.crop": (64, 64), "workers.threads": 1}
+    settings |= {"workers.count": 2, "workers.min_count": 1, "workers.wait_seconds": 60}
+    return load_config(TrainConfig, flags=settings)
+
+
+def train_and_lose(work: Path, lose: str, seconds: float) -> tuple[int, str]:
+    """Exit code and output of a training that loses a node, within `seconds` of the loss."""
+    write_scenes_parquet(work / "train.parquet", SCENES, seed=1)
+    shutil.rmtree(work / "lost", ignore_errors=True)
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(3):
+        nodes.add_node(num_cpus=1)
+    (work / "train.yaml").write_text(dump_config(make_config(work, "lost", nodes.address)))
+    command = [sys.executable, "-m", "fcn_ray", "train", "--config", str(work / "train.yaml")]
+    run = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        while not list_checkpoints(str(work / "lost")):
+            if run.poll() is not None:
+                return run.returncode, run.communicate()[0]
+            time.sleep(0.05)
+        nodes.remove_node(
+            next(n for n in nodes.worker_nodes if holds_a_worker(n) == (lose == "worker")), allow_graceful=False
+        )
+        text, _ = run.communicate(timeout=seconds)
+    finally:
+        if run.poll() is None:
+            run.send_signal(signal.SIGKILL)
+        nodes.shutdown()
+    return run.returncode, text
 
 
 def holds_a_worker(node: Any) -> bool:
@@ -40,53 +85,23 @@ def holds_a_worker(node: Any) -> bool:
     return False
 
 
-def start(work: Path, out: Path, address: str | None) -> subprocess.Popen[str]:
-    """The training, on the cluster at `address` or on this machine."""
-    settings = ["model.width=0.05", "model.fc_channels=8", "augment.crop=[64,64]", "optimizer.learning_rate=0.05"]
-    settings += [f"batch_size={BATCH}", f"epochs={EPOCHS}", "workers.count=2", "workers.min_count=1"]
-    settings += ["workers.threads=1", "workers.wait_seconds=60", "checkpoint_steps=5"]
-    settings += [f"address={address}"] if address else []
-    shutil.rmtree(out, ignore_errors=True)
-    flags = ["--data", str(work / "train.parquet"), "--out", str(out)]
-    flags += [part for setting in settings for part in ("--set", setting)]
-    return subprocess.Popen([sys.executable, "-m", "fcn_ray", "train", *flags])
-
-
 def main() -> None:
-    """Start the nodes and the training, kill a node, and look at the curve."""
+    """Train and lose a node, train and lose none, and look at the curves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("work", type=Path)
     parser.add_argument("--lose", choices=["worker", "input"], default="worker")
     options = parser.parse_args()
-    write_scenes_parquet(options.work / "train.parquet", SCENES, seed=1)
-    out = options.work / "out"
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    for _ in range(3):
-        nodes.add_node(num_cpus=1)
-    run = start(options.work, out, nodes.address)
-    try:
-        while not list_checkpoints(str(out)):
-            if run.poll() is not None:
-                raise SystemExit("the training ended before it had a checkpoint")
-            time.sleep(0.05)
-        lost = next(n for n in nodes.worker_nodes if holds_a_worker(n) == (options.lose == "worker"))
-        nodes.remove_node(lost, allow_graceful=False)
-        print(f"killed a node that held {'a worker' if options.lose == 'worker' else 'none'}", flush=True)
-        code = run.wait(timeout=600)
-    finally:
-        if run.poll() is None:
-            run.send_signal(signal.SIGKILL)
-        nodes.shutdown()
-    curve = read_curve(str(out))
-    steps = [record["step"] for record in curve]
-    expected = [SCENES // BATCH * (epoch + 1) for epoch in range(EPOCHS)]
-    print(f"exit code {code}, steps at the ends of epochs {steps}, expected {expected}", flush=True)
+    start = time.monotonic()
+    code, text = train_and_lose(options.work, options.lose, 600)
+    curve = read_curve(str(options.work / "lost"))
+    steps, expected = [record["step"] for record in curve], [STEPS * (epoch + 1) for epoch in range(EPOCHS)]
+    print(f"exit code {code} after {time.monotonic() - start:.0f} s, steps at the ends of epochs {steps}", flush=True)
     if code or steps != expected:
-        raise SystemExit(1)
-    whole = options.work / "whole"
-    if start(options.work, whole, None).wait():
-        raise SystemExit("the training that loses nothing failed")
-    print(f"loss of the last epoch {curve[-1]['loss']:.4f}, undisturbed {read_curve(str(whole))[-1]['loss']:.4f}")
+        raise SystemExit(f"expected code 0 and steps {expected}:\n{text}")
+    shutil.rmtree(options.work / "whole", ignore_errors=True)
+    train(make_config(options.work, "whole"))
+    whole = read_curve(str(options.work / "whole"))
+    print(f"loss of the last epoch {curve[-1]['loss']:.6f}, undisturbed {whole[-1]['loss']:.6f}")
 
 
 if __name__ == "__main__":
