@@ -14,6 +14,7 @@ import shlex
 import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,16 +78,24 @@ def promote(job: Job, processes: int) -> Promotion:
     if found is None:
         raise StorageError(f"no checkpoint in {job.config.out} can be read back: there is nothing to make a bundle of")
     checkpoint, workers = found[0], job.config.workers
-    fresh = ray.remote(num_cpus=workers.cpus, num_gpus=workers.gpus, max_calls=1)
+    images = sum(piece.n_rows for piece in job.val_pieces)
+    processes = min(processes, max(1, images // LEAST_IMAGES))
+    fresh = ray.remote(num_cpus=workers.cpus, num_gpus=workers.gpus, max_restarts=RESTARTS, max_task_retries=RESTARTS)
+    promoters = [fresh(Promoter).remote(job, checkpoint, rank, processes) for rank in range(processes)]
     rescored = None
-    if job.val_pieces:
-        score = fresh(score_share)
-        shares = [score.remote(job, checkpoint, rank, processes) for rank in range(processes)]
-        rescored = _merge(ray.get(shares))
+    if images:
+        rescored = _merge(ray.get([promoter.score.remote() for promoter in promoters]))
         check_agreement(checkpoint, scores(rescored.confusion).pixel_accuracy)
     metrics = scores(rescored.confusion).to_dict() if rescored else {}
-    bundle = ray.get(fresh(write_bundle).remote(job, checkpoint, metrics, _command()))
+    bundle = ray.get(promoters[0].write.remote(metrics, _command()))
     return Promotion(bundle, checkpoint, rescored)
+
+
+LEAST_IMAGES = 16
+"""That a process scores: fewer take less time than to start it."""
+
+RESTARTS = 3
+"""Of a process that dies while it scores or writes."""
 
 
 def _command() -> str:
@@ -107,31 +116,45 @@ def check_agreement(checkpoint: Checkpoint, pixel_accuracy: float) -> None:
     )
 
 
-def score_share(job: Job, checkpoint: Checkpoint, rank: int, world: int) -> Rescored:
-    """Measure one of `world` shares of the validation set; runs in a process of its own."""
-    import tensorflow as tf
+class Promoter:
+    """A process of its own with the checkpoint's network: scores one of `world` shares, and writes the bundle."""
 
-    from fcn_ray.models.prediction import build_predict_fn
-    from fcn_ray.training.replica import use_devices
-    from fcn_ray.training.validation import predict_share
+    def __init__(self, job: Job, checkpoint: Checkpoint, rank: int, world: int) -> None:
+        self._job, self._checkpoint, self._rank, self._world = job, checkpoint, rank, world
 
-    use_devices(job.config.workers, max(1, (os.cpu_count() or 1) // world))
-    model = _build(job, checkpoint)
-    predict = tf.function(build_predict_fn(model, job.preprocessing), reduce_retracing=True, autograph=False)
-    k = len(job.labels)
-    total = np.zeros((k, k + 1), np.int64)
-    best: list[Example] = []
-    worst: list[Example] = []
-    for sample in predict_share(predict, job, rank, world, Feeder(node="", tasks=1)):
-        counts = confusion_matrix(sample.label, sample.mask, k, job.labels.ignore_id)
-        total += counts
-        mean_iou = scores(counts).mean_iou
-        if not math.isnan(mean_iou):
-            best, worst = (
-                _extremes([*best, Example(mean_iou, sample)]),
-                _extremes([*worst, Example(mean_iou, sample)], -1),
-            )
-    return Rescored(total, tuple(best), tuple(worst))
+    @cached_property
+    def _model(self) -> keras.Model:  # not in the constructor, whose errors Ray does not hand on
+        from fcn_ray.training.replica import use_devices
+
+        use_devices(self._job.config.workers, max(1, (os.cpu_count() or 1) // self._world))
+        return build(self._job, self._checkpoint)
+
+    def score(self) -> Rescored:
+        """Measure the share of the validation set."""
+        import tensorflow as tf
+
+        from fcn_ray.models.prediction import build_predict_fn
+        from fcn_ray.training.validation import predict_share
+
+        job, k = self._job, len(self._job.labels)
+        predict = tf.function(build_predict_fn(self._model, job.preprocessing), reduce_retracing=True, autograph=False)
+        total = np.zeros((k, k + 1), np.int64)
+        best: list[Example] = []
+        worst: list[Example] = []
+        for sample in predict_share(predict, job, self._rank, self._world, Feeder(node="", tasks=1)):
+            counts = confusion_matrix(sample.label, sample.mask, k, job.labels.ignore_id)
+            total += counts
+            mean_iou = scores(counts).mean_iou
+            if not math.isnan(mean_iou):
+                best, worst = (
+                    _extremes([*best, Example(mean_iou, sample)]),
+                    _extremes([*worst, Example(mean_iou, sample)], -1),
+                )
+        return Rescored(total, tuple(best), tuple(worst))
+
+    def write(self, metrics: dict[str, Any], command: str) -> Bundle:
+        """Save the network as a bundle, and read it back."""
+        return write_bundle(self._model, self._job, self._checkpoint, metrics, command)
 
 
 def _extremes(examples: Iterable[Example], sign: int = 1) -> list[Example]:
@@ -146,8 +169,8 @@ def _merge(shares: list[Rescored]) -> Rescored:
     return Rescored(total, tuple(best), tuple(worst))
 
 
-def write_bundle(job: Job, checkpoint: Checkpoint, metrics: dict[str, Any], command: str) -> Bundle:
-    """Save the checkpoint's weights as a bundle, and read it back; runs in a process of its own."""
+def write_bundle(model: keras.Model, job: Job, checkpoint: Checkpoint, metrics: dict[str, Any], command: str) -> Bundle:
+    """Save the checkpoint's network as a bundle, and read it back."""
     metadata = {
         "data": {"uri": job.config.data, "digest": job.data_digest},
         "epoch": checkpoint.epoch,
@@ -158,7 +181,7 @@ def write_bundle(job: Job, checkpoint: Checkpoint, metrics: dict[str, Any], comm
         "command": command,
         "trained_with": {name: importlib.metadata.version(name) for name in ("tensorflow", "ray", "pyarrow")},
     }
-    parts = (_build(job, checkpoint), job.spec, job.labels, job.preprocessing, metadata)
+    parts = (model, job.spec, job.labels, job.preprocessing, metadata)
     folder = f"{job.config.out}/bundle"
     try:
         return load_bundle(save_bundle(folder, *parts).folder)
@@ -166,7 +189,8 @@ def write_bundle(job: Job, checkpoint: Checkpoint, metrics: dict[str, Any], comm
         return load_bundle(save_bundle(f"{folder}-epoch-{checkpoint.epoch}", *parts).folder)
 
 
-def _build(job: Job, checkpoint: Checkpoint) -> keras.Model:
+def build(job: Job, checkpoint: Checkpoint) -> keras.Model:
+    """The network with the checkpoint's weights. Raises StorageError when they cannot be read."""
     from fcn_ray.models.fcn import build_fcn
 
     arrays = load_arrays(checkpoint)

@@ -237,7 +237,7 @@ def test_a_second_and_different_bundle_gets_its_epochs_name_and_the_first_stays(
     for epoch in (1, 2, 2):
         arrays = {f"model/{v.path}": np.full(v.shape, epoch, v.dtype) for v in model.variables}
         checkpoint = save_checkpoint(job.config.out, Checkpoint("", epoch, 3 * epoch, None, job.settings, {}), arrays)
-        bundles.append(promotion.write_bundle(job, checkpoint, {}, "fcn-ray train"))
+        bundles.append(promotion.write_bundle(promotion.build(job, checkpoint), job, checkpoint, {}, "fcn-ray train"))
         files.append({file.name: file.read_bytes() for file in (tmp_path / "out" / "bundle").iterdir()})
     assert [Path(bundle.folder).name for bundle in bundles] == ["bundle", "bundle-epoch-2", "bundle-epoch-2"]
     assert bundles[0].digest != bundles[1].digest == bundles[2].digest
