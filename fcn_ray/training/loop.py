@@ -9,15 +9,11 @@ from __future__ import annotations
 
 import math
 import os
-import resource
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import ray
 import ray.train
 import tensorflow as tf
@@ -29,6 +25,7 @@ from fcn_ray.training import ingest, order
 from fcn_ray.training.checkpoints import Checkpoint, list_checkpoints, load_arrays, remove_old, save_checkpoint
 from fcn_ray.training.feeding import Feeder, deal_feeders
 from fcn_ray.training.group import ABORT
+from fcn_ray.training.meter import Meter, peak_memory, timed
 from fcn_ray.training.preflight import Job
 from fcn_ray.training.replica import Replica, build_replica
 from fcn_ray.training.step import Step, build_step
@@ -240,8 +237,8 @@ def train_epoch(worker: Worker) -> dict[str, Any] | None:
     config, position = worker.job.config, worker.position
     shares = order.deal(position.remaining, config.batch_size, worker.replica.world)
     first, left = position.step, order.count_rows(position.remaining) // config.batch_size
-    whole, lately = _Meter(config.batch_size), _Meter(config.batch_size)
-    for number, batch, wait in _timed(_stream_share(worker, shares)):
+    whole, lately = Meter(config.batch_size), Meter(config.batch_size)
+    for number, batch, wait in timed(_stream_share(worker, shares)):
         outcome = worker.step(batch[ingest.IMAGE], batch[ingest.LABEL], stop=worker.stopping.is_set())
         position.step += 1
         worker.skipped = 0 if outcome.taken else worker.skipped + 1
@@ -257,7 +254,7 @@ def train_epoch(worker: Worker) -> dict[str, Any] | None:
             rate = float(worker.replica.optimizer.learning_rate)
             about = {"kind": "step", "step": position.step, "epoch": position.epoch + 1, "learning_rate": rate}
             worker.tell(about | lately.read())
-            lately = _Meter(config.batch_size)
+            lately = Meter(config.batch_size)
         if number == left:
             break
         if outcome.stop or (config.checkpoint_steps and position.step % config.checkpoint_steps == 0):
@@ -271,7 +268,7 @@ def train_epoch(worker: Worker) -> dict[str, Any] | None:
         "loss": position.mean_loss(),
         # The worst of all workers: the others wait for it, in the step, where it does not look like waiting.
         "input_wait": float(worker.replica.gather(round(1e6 * whole.input_wait())).max()) / 1e6,
-        "memory_bytes": int(worker.replica.gather(_peak_memory()).max()),
+        "memory_bytes": int(worker.replica.gather(peak_memory()).max()),
         "learning_rate": float(worker.replica.optimizer.learning_rate),
         "seconds": whole.seconds(),
     }
@@ -308,54 +305,3 @@ def _check_first_loss(worker: Worker, loss: float) -> None:
             f"the first loss is {loss:.3g}, where a network that knows nothing has {usual:.3g}: its new layers start "
             "too large, which costs the first epoch"
         )
-
-
-class _Meter:
-    """What the steps since its start came to."""
-
-    def __init__(self, batch_size: int) -> None:
-        self._batch_size = batch_size
-        self._start = time.monotonic()
-        self._losses: list[float] = []
-        self._steps, self._waited = 0, 0.0
-
-    def add(self, loss: float | None, waited: float) -> None:
-        """A step, its loss (None when it was left out), and the seconds that it waited for input."""
-        self._steps += 1
-        self._waited += waited
-        if loss is not None:
-            self._losses.append(loss)
-
-    def seconds(self) -> float:
-        """Since the start."""
-        return max(time.monotonic() - self._start, 1e-9)
-
-    def input_wait(self) -> float:
-        """Share of the time since the start that was spent waiting for input."""
-        return self._waited / self.seconds()
-
-    def read(self) -> dict[str, Any]:
-        """Mean loss (None when every step was left out), images/s, share of the time spent waiting for input."""
-        seconds = self.seconds()
-        return {
-            "loss": float(np.mean(self._losses)) if self._losses else None,
-            "images_per_second": self._steps * self._batch_size / seconds,
-            "input_wait": self.input_wait(),
-        }
-
-
-def _timed(batches: Iterator[ingest.Batch]) -> Iterator[tuple[int, ingest.Batch, float]]:
-    """(number from 1, batch, seconds waited for it)."""
-    number = 0
-    while True:
-        start = time.monotonic()
-        batch = next(batches, None)
-        if batch is None:
-            return
-        number += 1
-        yield number, batch, time.monotonic() - start
-
-
-def _peak_memory() -> int:
-    """Bytes: the largest resident size of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
