@@ -1,51 +1,20 @@
-"""Storage by URI: list, read, and put if absent, which is the only way that results are written.
-
-Today the local file system (`path` or `file://path`); object stores get the same functions. `replace` exists for files
-that only inform (status.json): nothing that safety rests on is ever overwritten.
-"""
+"""The local file system, and network file systems that look like it: `path` or `file://path`."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import os
-import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from stat import S_ISREG
 from typing import BinaryIO
 
-from fcn_ray.errors import ConfigError, StorageError
+from fcn_ray.errors import StorageError
+from fcn_ray.storage.uris import Entry, local_path
 
-_SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+)://")
 _TEMPORARY = ".tmp-"
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One stored file: its path below the listed root (with /), its bytes, its version (changes with the content)."""
-
-    path: str
-    size: int
-    version: str
-
-
-def local_path(uri: str) -> Path:
-    """Path of a local URI; ConfigError for schemes that are not supported."""
-    scheme = _SCHEME.match(uri)
-    if scheme is None:
-        return Path(uri)
-    if scheme[1].lower() == "file":
-        return Path(uri[len(scheme[0]) :])
-    raise ConfigError(f"{uri}: the scheme {scheme[1]}:// is not supported yet; use a local or network path, or file://")
-
-
-def join(uri: str, *parts: str) -> str:
-    """URI of something below `uri`."""
-    return "/".join([uri.rstrip("/") or "/", *parts]) if parts else uri
 
 
 def is_file(uri: str) -> bool:
@@ -220,17 +189,3 @@ def _flush_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def digest_file(uri: str) -> str:
-    """Hexadecimal sha256 of one file, read piece by piece. Raises StorageError as `read_bytes` does."""
-    sha256 = hashlib.sha256()
-    with open_file(uri) as file:
-        while part := file.read(1 << 20):
-            sha256.update(part)
-    return sha256.hexdigest()
-
-
-def digest(data: bytes) -> str:
-    """Hexadecimal sha256."""
-    return hashlib.sha256(data).hexdigest()

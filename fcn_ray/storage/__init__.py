@@ -1,0 +1,132 @@
+"""Storage by URI: list, read, and put if absent, which is the only way that results are written.
+
+`path` and `file://path` (storage/local.py), `s3://` (storage/s3.py), `gs://` and `az://` (storage/objects.py) get the
+same functions. `replace` exists for files that only inform (status.json): nothing that safety rests on is ever
+overwritten. Every function raises StorageError, with the place and the reason, when a store does not do it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+from fcn_ray.storage.uris import Entry, join, local_path, scheme_of
+
+__all__ = [
+    "Entry",
+    "absolute",
+    "digest",
+    "digest_file",
+    "exists",
+    "is_file",
+    "join",
+    "list_files",
+    "list_folders",
+    "local_path",
+    "open_file",
+    "put_if_absent",
+    "read_bytes",
+    "remove_folder",
+    "replace",
+    "stat",
+]
+
+
+def _store(uri: str) -> Any:
+    """The module that knows the place. Imported when it is needed: boto3 takes a third of a second."""
+    scheme = scheme_of(uri)
+    if scheme == "s3":
+        from fcn_ray.storage import s3
+
+        return s3
+    from fcn_ray.storage import local
+
+    return local
+
+
+def is_file(uri: str) -> bool:
+    """True when `uri` is one stored file."""
+    found: bool = _store(uri).is_file(uri)
+    return found
+
+
+def exists(uri: str) -> bool:
+    """True when `uri` is a stored file or a folder; an object store's folder is there when something is in it."""
+    found: bool = _store(uri).exists(uri)
+    return found
+
+
+def stat(uri: str) -> Entry:
+    """Size and version of one file; its path is its own name. Raises StorageError when it cannot be had."""
+    entry: Entry = _store(uri).stat(uri)
+    return entry
+
+
+def absolute(uri: str) -> str:
+    """The one spelling of `uri` that means the same place from every process: absolute, links resolved."""
+    found: str = _store(uri).absolute(uri)
+    return found
+
+
+def list_folders(uri: str) -> list[str]:
+    """Names of the folders directly below the folder `uri`, sorted; a missing folder has none."""
+    names: list[str] = _store(uri).list_folders(uri)
+    return names
+
+
+def list_files(uri: str, on_skip: Callable[[str], None] | None = None) -> Iterator[Entry]:
+    """Every file below the folder `uri`, in the order of its path's UTF-8 bytes, a folder or page at a time in memory.
+
+    Left out, and told to `on_skip` by path: names that begin with ".", folders that begin with "_" (by custom other
+    programs' unfinished work), links to folders (they may go round in circles), names that are not UTF-8 (tables cannot
+    hold them) and what is no file (sockets, broken links, markers of folders). A missing folder is empty.
+    """
+    found: Iterator[Entry] = _store(uri).list_files(uri, on_skip)
+    return found
+
+
+def read_bytes(uri: str) -> bytes:
+    """Content of one file. Raises StorageError when it cannot be read, or is no regular file."""
+    data: bytes = _store(uri).read_bytes(uri)
+    return data
+
+
+def open_file(uri: str) -> BinaryIO:
+    """One file, open for reading anywhere in it; the caller closes it. Raises StorageError as `read_bytes` does."""
+    file: BinaryIO = _store(uri).open_file(uri)
+    return file
+
+
+def put_if_absent(uri: str, data: bytes) -> bool:
+    """Store `data` whole under `uri` unless something is there: True when written, False when it was there already.
+
+    Readers see all of it or nothing, and a crash at any moment leaves the one or the other. False may also mean that an
+    earlier try of this very call was stored and its reply lost: look at what is there.
+    """
+    written: bool = _store(uri).put_if_absent(uri, data)
+    return written
+
+
+def replace(uri: str, data: bytes) -> None:
+    """Store `data` whole under `uri`, over what is there. For files that only inform."""
+    _store(uri).replace(uri, data)
+
+
+def remove_folder(uri: str) -> None:
+    """Delete a folder and all below it, as far as it can be deleted. For what nothing rests on any more."""
+    _store(uri).remove_folder(uri)
+
+
+def digest_file(uri: str) -> str:
+    """Hexadecimal sha256 of one file, read piece by piece. Raises StorageError as `read_bytes` does."""
+    sha256 = hashlib.sha256()
+    with open_file(uri) as file:
+        while part := file.read(1 << 20):
+            sha256.update(part)
+    return sha256.hexdigest()
+
+
+def digest(data: bytes) -> str:
+    """Hexadecimal sha256."""
+    return hashlib.sha256(data).hexdigest()
