@@ -1,6 +1,6 @@
 """Storage by URI: list, read, and put if absent, which is the only way that results are written.
 
-`path` and `file://path` (storage/local.py), `s3://` (storage/s3.py), `gs://` and `az://` (storage/objects.py) get the
+`path` and `file://path` (storage/local.py) and the object stores `s3://`, `gs://` and `az://` (storage/objects.py) get the
 same functions. `replace` exists for files that only inform (status.json): nothing that safety rests on is ever
 overwritten. Every function raises StorageError, with the place and the reason, when a store does not do it.
 """
@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
+from fcn_ray.storage import local, objects
 from fcn_ray.storage.uris import Entry, join, local_path, scheme_of
 
 __all__ = [
@@ -34,15 +35,9 @@ __all__ = [
 
 
 def _store(uri: str) -> Any:
-    """The module that knows the place. Imported when it is needed: boto3 takes a third of a second."""
-    scheme = scheme_of(uri)
-    if scheme == "s3":
-        from fcn_ray.storage import s3
-
-        return s3
-    from fcn_ray.storage import local
-
-    return local
+    if scheme_of(uri) == "file":
+        return local
+    return objects
 
 
 def is_file(uri: str) -> bool:

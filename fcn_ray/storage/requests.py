@@ -1,4 +1,4 @@
-"""Patience with a store: what may pass is tried again, with pauses that grow, until the store or the patience is at its end."""
+"""What a request to an object store can come to, and patience with a store that is overloaded or out of reach."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
 
 from fcn_ray.errors import StorageError
@@ -19,11 +20,27 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.2, 20.0
 """Seconds. Each pause is a random part of a bound that doubles: many workers must not come back at one moment."""
 
 
-class Passing(Exception):  # noqa: N818 (it is no error yet)
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a store says of an object: its bytes, and a tag that changes with its content."""
+
+    size: int
+    etag: str
+
+
+class Missing(StorageError):  # noqa: N818 (names say what was found)
+    """There is no such object."""
+
+
+class Taken(Exception):  # noqa: N818
+    """The condition of a request does not hold: something is there already, or it is another version."""
+
+
+class Passing(Exception):  # noqa: N818
     """A request failed in a way that another try may mend."""
 
 
-def patiently(uri: str, request: Callable[[], T], sleep: Callable[[float], None] = time.sleep) -> T:
+def patiently(uri: str, request: Callable[[], T]) -> T:
     """What `request` returns, tried again while it raises Passing. StorageError when it never stops."""
     patience = float(os.environ.get("FCN_RAY_PATIENCE_SECONDS", PATIENCE_SECONDS))
     start, bound, tries = time.monotonic(), FIRST_PAUSE, 0
@@ -38,5 +55,5 @@ def patiently(uri: str, request: Callable[[], T], sleep: Callable[[float], None]
                     f"{uri}: {error}, {tries} times in {patience:g} seconds. What is done stays done: "
                     "the same command goes on when the store answers again"
                 ) from error
-            sleep(min(random.uniform(0, bound), left))
+            time.sleep(min(random.uniform(0, bound), left))
             bound = min(2 * bound, LONGEST_PAUSE)

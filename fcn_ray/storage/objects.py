@@ -1,0 +1,143 @@
+"""Object stores: the functions of storage over six requests, which s3.py and clouds.py make.
+
+A folder is what the keys below it say it is. Every read of an open object is of the version that was there when it was
+opened. Writes are one conditional PUT: "already there" may also mean an earlier try of ours whose reply was lost, so
+callers look at what is there.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO
+
+from fcn_ray.errors import ConfigError, StorageError
+from fcn_ray.storage import clouds, s3
+from fcn_ray.storage.requests import Found, Missing, Taken
+from fcn_ray.storage.uris import Entry, is_hidden, scheme_of, split
+
+READ_AHEAD = 1 << 18
+"""Bytes that a small read of an open object fetches."""
+
+
+def _requests(uri: str) -> Any:
+    return s3 if scheme_of(uri) == "s3" else clouds
+
+
+def is_file(uri: str) -> bool:
+    """True when `uri` is one object."""
+    try:
+        return bool(split(uri)[1]) and _requests(uri).head(uri) is not None
+    except Missing:
+        return False
+
+
+def exists(uri: str) -> bool:
+    """True when `uri` is an object, or others lie below it."""
+    return is_file(uri) or next(_requests(uri).keys(uri), None) is not None
+
+
+def stat(uri: str) -> Entry:
+    """Size and version of one object."""
+    return _entry(split(uri)[1].rpartition("/")[2], _requests(uri).head(uri))
+
+
+def _entry(path: str, found: Found) -> Entry:
+    return Entry(path, found.size, f"{found.size}-{found.etag.strip(chr(34))}")
+
+
+def absolute(uri: str) -> str:
+    """The URI without a slash at its end. Raises ConfigError for one with a query: it might carry a signature."""
+    if "?" in uri:
+        raise ConfigError(f"{uri.partition('?')[0]}?...: give the plain URI, without a query")
+    return uri.rstrip("/")
+
+
+def list_folders(uri: str) -> list[str]:
+    """Names of the folders directly below, sorted."""
+    return sorted(_requests(uri).folders(uri), key=str.encode)
+
+
+def list_files(uri: str, on_skip: Callable[[str], None] | None = None) -> Iterator[Entry]:
+    """Every object below `uri`, in the order of its key's UTF-8 bytes, a page at a time in memory."""
+    for path, found in _requests(uri).keys(uri):
+        if not is_hidden(path):
+            yield _entry(path, found)
+        elif on_skip:
+            on_skip(path)
+
+
+def read_bytes(uri: str) -> bytes:
+    """All of one object."""
+    data: bytes = _requests(uri).get(uri)
+    return data
+
+
+def open_file(uri: str) -> BinaryIO:
+    """One object, open for reading anywhere in it."""
+    return io.BufferedReader(_Object(uri, _requests(uri).head(uri)), READ_AHEAD)
+
+
+class _Object(io.RawIOBase):
+    """Reads ranges of one version of an object."""
+
+    def __init__(self, uri: str, found: Found) -> None:
+        super().__init__()
+        self._uri, self._found, self._at = uri, found, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._found.size}[whence]
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        count = min(len(view), self._found.size - self._at)
+        if count <= 0:
+            return 0
+        try:
+            view[:count] = _requests(self._uri).get(self._uri, (self._at, count), self._found.etag)
+        except Taken as error:
+            raise StorageError(f"{self._uri} changed while it was read") from error
+        self._at += count
+        return count
+
+
+def put_if_absent(uri: str, data: bytes) -> bool:
+    """Store `data` whole under `uri` unless something is there."""
+    try:
+        _requests(uri).put(uri, data, if_absent=True)
+    except Taken:
+        return False
+    _check_kept(uri, data)
+    return True
+
+
+def replace(uri: str, data: bytes) -> None:
+    """Store `data` whole under `uri`, over what is there."""
+    _requests(uri).put(uri, data, if_absent=False)
+
+
+def _check_kept(uri: str, data: bytes) -> None:
+    if (stored := stat(uri).size) != len(data):
+        raise StorageError(
+            f"{uri} has {stored} bytes after {len(data)} were sent: this store does not keep what it is given"
+        )
+
+
+def remove_folder(uri: str) -> None:
+    """Delete all below `uri`, as far as it can be deleted."""
+    requests = _requests(uri)
+    try:
+        for path, _ in requests.keys(uri):
+            requests.delete(f"{uri.rstrip('/')}/{path}")
+    except StorageError:
+        return
