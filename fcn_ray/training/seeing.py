@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from fcn_ray import storage
@@ -12,6 +13,7 @@ from fcn_ray.reports.tracking import Tracker
 from fcn_ray.reports.tracking_mlflow import MLflow
 from fcn_ray.reports.tracking_tensorboard import TensorBoard
 from fcn_ray.reports.training_page import write_training_page
+from fcn_ray.training.checkpoints import Checkpoint
 from fcn_ray.training.preflight import Job
 from fcn_ray.training.promotion import Example, Promotion
 
@@ -23,6 +25,18 @@ def keep_curve(out: str, record: dict[str, Any]) -> None:
     kept = [line for line in read_curve(out) if line["epoch"] < record["epoch"]]
     text = "".join(f"{json.dumps(line)}\n" for line in [*kept, record])
     storage.replace(storage.join(out, CURVE), text.encode())
+
+
+def complete_curve(out: str, step: int, checkpoints: Sequence[Checkpoint]) -> None:
+    """Add the epochs up to `step` that checkpoints know and the curve does not."""
+    ends = [checkpoint.metrics for checkpoint in checkpoints if "epoch" in checkpoint.metrics]
+    known = {line["epoch"]: line for line in read_curve(out)}
+    for metrics in sorted((m for m in ends if m["step"] <= step), key=lambda m: (m["epoch"], "val" in m)):
+        if "val" in metrics or metrics["epoch"] not in known:
+            known[metrics["epoch"]] = {"kind": "epoch", **metrics}
+    if known:
+        text = "".join(f"{json.dumps(known[epoch])}\n" for epoch in sorted(known) if known[epoch]["step"] <= step)
+        storage.replace(storage.join(out, CURVE), text.encode())
 
 
 def read_curve(out: str) -> list[dict[str, Any]]:
