@@ -31,8 +31,8 @@ from fcn_ray.training.seeing import read_curve
 SCENES, EPOCHS = 80, 2
 STEPS = 20
 """In an epoch."""
-NOISE = 1e-4
-"""Largest relative difference of losses: sums in another order, nothing more."""
+NOISE = 0.05
+"""Largest relative difference of losses. Fewer workers share the rest of an epoch otherwise, and drop other units out."""
 
 
 def make_config(work: Path, out: str, address: str | None = None) -> TrainConfig:
@@ -106,9 +106,9 @@ def main() -> None:
     if code or steps != expected:
         raise SystemExit(f"expected code 0 and steps {expected}:\n{text}")
     print("\n".join(line for line in text.splitlines() if line.startswith(("starting", "warning"))))
-    restarts = [int(found[1]) for found in re.finditer(r"starting 1 worker at step (\d+)", text)]
+    restarts = [int(found[1]) for found in re.finditer(r"starting \d workers? at step (\d+)", text)]
     if options.lose == "worker" and not any(step % STEPS for step in restarts):
-        raise SystemExit(f"expected one worker to go on in the middle of an epoch, found {restarts}:\n{text}")
+        raise SystemExit(f"expected it to go on in the middle of an epoch, found {restarts}:\n{text}")
     shutil.rmtree(options.work / "whole", ignore_errors=True)
     train(make_config(options.work, "whole"))
     whole = read_curve(str(options.work / "whole"))
