@@ -32,7 +32,7 @@ SCENES, EPOCHS = 80, 2
 STEPS = 20
 """In an epoch."""
 NOISE = 0.05
-"""Largest relative difference of losses. Fewer workers share the rest of an epoch otherwise, and drop other units out."""
+"""Largest relative difference of losses: fewer workers take other batches, and drop out other units."""
 
 
 def make_config(work: Path, out: str, address: str | None = None) -> TrainConfig:
