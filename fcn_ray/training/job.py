@@ -20,7 +20,7 @@ from fcn_ray.training.frequencies import find_class_weights
 from fcn_ray.training.group import Group
 from fcn_ray.training.preflight import Job, prepare
 from fcn_ray.training.promotion import Promotion, promote
-from fcn_ray.training.seeing import complete_curve, keep_curve, trackers, write_report
+from fcn_ray.training.seeing import trackers, write_report
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +84,6 @@ def _train(
 
         def hear(record: dict[str, Any]) -> None:
             try:
-                if record["kind"] == "epoch":
-                    keep_curve(job.config.out, record)
                 track(record)
                 if on_record:
                     on_record(record)
@@ -164,7 +162,6 @@ def _run_groups(job: Job, count: int, hear: Callable[[dict[str, Any]], None]) ->
     while "trained" not in told:
         place = _find_place(job, past.diverged_from)
         step = place.step if place else 0
-        _complete_curve(job, place)
         past.rate_factor = past.rate_factor or (place.rate_factor if place else 1.0)
         past.failures, past.step = (0 if step > past.step else past.failures), max(step, past.step)
         told.pop("stopped", None)
@@ -179,17 +176,6 @@ def _run_groups(job: Job, count: int, hear: Callable[[dict[str, Any]], None]) ->
             hear({"kind": "warning", "step": step, "message": _survive(job, past, place, error)})
         if "trained" not in told:
             count = _wait_again(job)
-
-
-def _complete_curve(job: Job, place: Checkpoint | None) -> None:
-    """The curve up to the place where a group begins: the driver may have died before it had kept the last epoch.
-
-    Only metrics.jsonl, not what TensorBoard and MLflow have; and what fails here must not cost the training.
-    """
-    try:
-        complete_curve(job.config.out, place.step if place else 0, list_checkpoints(job.config.out))
-    except Exception:
-        logger.exception("the curve of the training could not be completed")
 
 
 def _survive(job: Job, past: _Past, place: Checkpoint | None, error: Exception) -> str:

@@ -23,6 +23,7 @@ from fcn_ray.errors import DivergedError, StorageError
 from fcn_ray.models.prediction import build_predict_fn
 from fcn_ray.training import ingest, order
 from fcn_ray.training.checkpoints import Checkpoint, list_checkpoints, load_arrays, remove_old, save_checkpoint
+from fcn_ray.training.curve import keep_curve
 from fcn_ray.training.feeding import Feeder, deal_feeders
 from fcn_ray.training.group import ABORT
 from fcn_ray.training.meter import Meter, find_peak_memory, time_each
@@ -160,10 +161,21 @@ def _end_epoch(worker: Worker, predict: Predict, metrics: dict[str, Any]) -> Non
     if result:
         metrics |= {"val": result.scores.to_dict(), "val_data": job.val_digest}
         _watch_for_collapse(worker, predicts_one_class(result.confusion, job.labels))
+    _keep_curve(worker, {"kind": "epoch", **metrics})
     if save(worker, _known(result.scores.mean_iou) if result else None, metrics) and unscored:
         storage.remove_folder(unscored)
     worker.tell({"kind": "epoch", **metrics})
     ray.train.report({"epoch": worker.position.epoch, "loss": metrics["loss"]})
+
+
+def _keep_curve(worker: Worker, record: dict[str, Any]) -> None:
+    """From rank 0; a curve that cannot be written does not end the training."""
+    if worker.replica.rank != 0:
+        return
+    try:
+        keep_curve(worker.job.config.out, record)
+    except (StorageError, ValueError, KeyError) as error:  # of the storage, or of a file that somebody has changed
+        worker.warn(f"epoch {record['epoch']} could not be added to the curve: {error!r}")
 
 
 def _watch_for_collapse(worker: Worker, name: str | None) -> None:

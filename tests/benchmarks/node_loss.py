@@ -26,7 +26,7 @@ from fcn_ray.config import TrainConfig
 from fcn_ray.config_text import dump_config, load_config
 from fcn_ray.datasets.scenes import write_scenes_parquet
 from fcn_ray.training.checkpoints import list_checkpoints
-from fcn_ray.training.seeing import read_curve
+from fcn_ray.training.curve import read_curve
 
 SCENES, EPOCHS = 80, 2
 STEPS = 20

@@ -34,9 +34,9 @@ from fcn_ray.images.codec import decode_label
 from fcn_ray.training import job as training_job
 from fcn_ray.training import promotion
 from fcn_ray.training.checkpoints import Arrays, Checkpoint, list_checkpoints, load_arrays, load_newest, save_checkpoint
+from fcn_ray.training.curve import read_curve
 from fcn_ray.training.job import TrainReport, train
 from fcn_ray.training.preflight import prepare
-from fcn_ray.training.seeing import read_curve
 from tests import pictures
 from tests.training.making import tiny_config, write_data
 
