@@ -154,9 +154,8 @@ def _unscored(orders: Orders) -> Checkpoint | None:
 def _end_epoch(worker: Worker, predict: Predict, metrics: dict[str, Any]) -> None:
     """Validate when it is due, save, tell."""
     job, scored = worker.job, _is_scored(worker.job, worker.position.epoch)
-    unscored = (
-        save(worker, None, metrics) if scored else None
-    )  # a validation takes long, and the epoch is worth keeping
+    # A validation takes long, and the epoch is worth keeping.
+    unscored = save(worker, None, metrics) if scored else None
     result = validate(worker.replica, predict, job, worker.feeder) if scored else None
     if result:
         metrics |= {"val": result.scores.to_dict(), "val_data": job.val_digest}
