@@ -98,6 +98,7 @@ def main() -> None:
         "--seconds", type=float, default=600, help="longest wait for the first checkpoint, and for the end"
     )
     options = parser.parse_args()
+    options.work.mkdir(parents=True, exist_ok=True)
     start = time.monotonic()
     code, text = train_and_lose(options.work, options.lose, options.seconds)
     curve = read_curve(str(options.work / "lost"))
