@@ -102,7 +102,7 @@ def count_room(*, cpus: float, gpus: float, spare_cpus: float) -> int:
     return max(0, min(_fits(nodes, cpus, gpus), int((cluster_cpus - spare_cpus) / cpus + 1e-9)))
 
 
-def node_cpus() -> dict[str, float]:
+def count_cpus() -> dict[str, float]:
     """CPUs of each node that is there, by Ray's id of it."""
     return {node["NodeID"]: node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]}
 

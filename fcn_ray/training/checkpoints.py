@@ -46,6 +46,8 @@ class Checkpoint:
     settings: str
     """Digest of the settings that the weights depend on; only a run with equal ones may go on from here."""
     metrics: dict[str, Any]
+    """At the end of an epoch its record: "val" once it is scored, "val_data" the digest of what it was scored on. In
+    the middle of one "losses": the sum of the losses of its steps so far, and their number."""
     remaining: tuple[tuple[int, int], ...] | None = None
     """Rows of the current epoch's order that no step has used (training/order.py); None at the border of an epoch."""
     rate_factor: float = 1.0

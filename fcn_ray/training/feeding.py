@@ -34,11 +34,15 @@ def deal_feeders(cpus: Mapping[str, float], homes: Sequence[str], worker_cpus: f
     fed: Counter[str] = Counter()
 
     def share(node: str) -> float:
-        return spare.get(node, 0.0) / (fed[node] + 1)
+        return spare[node] / (fed[node] + 1)
 
     nodes = []
     for home in homes:
-        node = home if share(home) >= fair else max(spare, key=share)
-        fed[node] += 1
-        nodes.append(node)
-    return [Feeder(node, max(1, int(spare.get(node, 0.0) / fed[node]))) for node in nodes]
+        stays = home in spare and share(home) >= fair - 1e-9
+        nodes.append(home if stays else "")
+        fed[home] += stays
+    for rank, node in enumerate(nodes):
+        if not node:
+            nodes[rank] = max(spare, key=share)
+            fed[nodes[rank]] += 1
+    return [Feeder(node, max(1, int(spare[node] / fed[node]))) for node in nodes]

@@ -63,7 +63,7 @@ class Group:
         # Not Thread.join: interrupted by a signal, Python 3.11 takes the thread for ended from then on.
         self._ended = threading.Event()
         orders = {"job": job, "resume_from": resume_from, "rate_factor": rate_factor, "bell": self._bell}
-        orders["nodes"] = cluster.node_cpus()
+        orders["nodes"] = cluster.count_cpus()
         threading.Thread(target=self._run, args=(job, count, orders), daemon=True).start()
 
     def _run(self, job: Job, count: int, orders: dict[str, Any]) -> None:
@@ -87,7 +87,7 @@ class Group:
         self._bell.ring.remote(STOP)
 
     def abort(self) -> None:
-        """End it without a checkpoint: a worker dies, and the group with it. For workers that wait for ever."""
+        """End it without a checkpoint: a worker dies, and the group with it. For workers that do not stop."""
         self._bell.ring.remote(ABORT)
 
 

@@ -213,7 +213,8 @@ def stream(
             batch_size=None,
             batch_format="numpy",
             num_cpus=0,
-            compute=ray.data.TaskPoolStrategy(size=READS_AHEAD),
+            # Not as many as decode: Ray Data would make one stage of two that have pools of one size.
+            compute=ray.data.TaskPoolStrategy(size=READS_AHEAD + (feeder.tasks == READS_AHEAD)),
         )
         if stage is not None:
             pool = ray.data.TaskPoolStrategy(size=feeder.tasks)

@@ -20,7 +20,7 @@ from fcn_ray.training.frequencies import find_class_weights
 from fcn_ray.training.group import Group
 from fcn_ray.training.preflight import Job, prepare
 from fcn_ray.training.promotion import Promotion, promote
-from fcn_ray.training.seeing import keep_curve, trackers, write_report
+from fcn_ray.training.seeing import trackers, write_report
 
 logger = logging.getLogger(__name__)
 
@@ -84,8 +84,6 @@ def _train(
 
         def hear(record: dict[str, Any]) -> None:
             try:
-                if record["kind"] == "epoch":
-                    keep_curve(job.config.out, record)
                 track(record)
                 if on_record:
                     on_record(record)
@@ -164,8 +162,6 @@ def _run_groups(job: Job, count: int, hear: Callable[[dict[str, Any]], None]) ->
     while "trained" not in told:
         place = _find_place(job, past.diverged_from)
         step = place.step if place else 0
-        if place and "epoch" in place.metrics:
-            keep_curve(job.config.out, {"kind": "epoch", **place.metrics})  # the driver may have died before it could
         past.rate_factor = past.rate_factor or (place.rate_factor if place else 1.0)
         past.failures, past.step = (0 if step > past.step else past.failures), max(step, past.step)
         told.pop("stopped", None)
@@ -219,23 +215,18 @@ def _wait_again(job: Job) -> int:
 
 
 def _run_group(job: Job, group: Group, count: int, told: dict[str, dict[str, Any]]) -> None:
-    """Wait for the group's end; end it when the cluster has room for another one, or when the driver is interrupted.
+    """Wait for the group's end; end it when the cluster has room for a larger one, or when the driver is interrupted.
 
-    A cluster that has become too small for the group and its input may have lost only what read the input: then nothing
-    fails, and the workers wait for ever.
+    A node that held a worker ends the group by itself. One that only prepared input does not: others take over.
     """
-    look, small, large = time.monotonic() + LOOK_SECONDS, 0, 0
+    look, large = time.monotonic() + LOOK_SECONDS, 0
     try:
         while not group.wait(0.2):
             if time.monotonic() < look:
                 continue
-            look, room = time.monotonic() + LOOK_SECONDS, _room(job)
-            small = small + 1 if room < count else 0
-            large = large + 1 if count < min(room, job.config.workers.count) else 0
-            if small == LOOKS:
-                logger.warning("the cluster has room for %d of %d workers and their input", room, count)
-                group.abort()
-            elif large == LOOKS:
+            look = time.monotonic() + LOOK_SECONDS
+            large = large + 1 if count < min(_room(job), job.config.workers.count) else 0
+            if large == LOOKS:
                 group.ask_to_stop()
     except KeyboardInterrupt as interrupt:
         _stop(job, group, told, interrupt)

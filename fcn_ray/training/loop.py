@@ -23,16 +23,19 @@ from fcn_ray.errors import DivergedError, StorageError
 from fcn_ray.models.prediction import build_predict_fn
 from fcn_ray.training import ingest, order
 from fcn_ray.training.checkpoints import Checkpoint, list_checkpoints, load_arrays, remove_old, save_checkpoint
+from fcn_ray.training.curve import keep_curve
 from fcn_ray.training.feeding import Feeder, deal_feeders
 from fcn_ray.training.group import ABORT
-from fcn_ray.training.meter import Meter, peak_memory, timed
+from fcn_ray.training.meter import Meter, find_peak_memory, time_each
 from fcn_ray.training.preflight import Job
 from fcn_ray.training.replica import Replica, build_replica
 from fcn_ray.training.step import Step, build_step
-from fcn_ray.training.validation import predicts_one_class, validate
+from fcn_ray.training.validation import Predict, predicts_one_class, validate
 
 Tell = Callable[[dict[str, Any]], None]
-"""Sends one record to the driver: {"kind": "step" | "epoch" | "checkpoint" | "warning" | "stopped", ...}."""
+"""Sends one record to the driver: {"kind": "step" | "epoch" | "checkpoint" | "warning" | "stopped", ...}.
+
+The input wait of a step's record is that of rank 0, that of an epoch's the worst of all workers."""
 
 HIGH_FIRST_LOSS = 3.0
 """Times the loss of a network that knows nothing, ln(classes): new layers on features that are too large start so."""
@@ -118,29 +121,60 @@ def run_worker(orders: Orders) -> None:
         local_world=context.get_local_world_size(),
         rate_factor=orders.rate_factor,
     )
-    step, position, feeder = build_step(replica, job), _start(replica, orders), _find_feeder(replica, orders)
-    worker = Worker(orders, replica, step, position, feeder)
-    if replica.rank == 0:
-        threading.Thread(target=_listen, args=(orders.bell, worker.stopping), daemon=True).start()
+    stopping = threading.Event()
+    if replica.rank == 0:  # before the workers wait for each other for the first time
+        threading.Thread(target=_listen, args=(orders.bell, stopping), daemon=True).start()
+    position, feeder = _start(replica, orders), _find_feeder(replica, orders)
+    worker = Worker(orders, replica, build_step(replica, job), position, feeder, stopping)
     predict = tf.function(build_predict_fn(replica.model, job.preprocessing), reduce_retracing=True, autograph=False)
+    if chosen := _unscored(orders):
+        _end_epoch(worker, predict, dict(chosen.metrics))
     while position.epoch < config.epochs:
         metrics = train_epoch(worker)
         if metrics is None:
             worker.tell({"kind": "stopped", "step": position.step, "folder": save(worker)})
             return
         position.epoch, position.remaining, position.losses = position.epoch + 1, whole_epoch(job), (0.0, 0)
-        metrics |= {"epoch": position.epoch, "step": position.step}
-        due = bool(job.val_pieces) and (position.epoch % config.val_every == 0 or position.epoch == config.epochs)
-        unscored = save(worker) if due else None  # a validation may take long, and the epoch is worth keeping
-        result = validate(replica, predict, job, feeder) if due else None
-        if result:
-            metrics |= {"val": result.scores.to_dict(), "val_data": job.val_digest}
-            _watch_for_collapse(worker, predicts_one_class(result.confusion, job.labels))
-        if save(worker, _known(result.scores.mean_iou) if result else None, metrics) and unscored:
-            storage.remove_folder(unscored)
-        worker.tell({"kind": "epoch", **metrics})
-        ray.train.report({"epoch": position.epoch, "loss": metrics["loss"]})
+        _end_epoch(worker, predict, metrics | {"epoch": position.epoch, "step": position.step})
     worker.tell({"kind": "trained", "step": position.step})
+
+
+def _is_scored(job: Job, epoch: int) -> bool:
+    """Whether the end of `epoch` is to be validated."""
+    return bool(job.val_pieces) and (epoch % job.config.val_every == 0 or epoch == job.config.epochs)
+
+
+def _unscored(orders: Orders) -> Checkpoint | None:
+    """The checkpoint to go on from, when it is the end of an epoch that was to be validated and has not been."""
+    chosen = orders.resume_from
+    ended = chosen is not None and "epoch" in chosen.metrics and "val" not in chosen.metrics
+    return chosen if chosen and ended and _is_scored(orders.job, chosen.epoch) else None
+
+
+def _end_epoch(worker: Worker, predict: Predict, metrics: dict[str, Any]) -> None:
+    """Validate when it is due, save, tell."""
+    job, scored = worker.job, _is_scored(worker.job, worker.position.epoch)
+    # A validation takes long, and the epoch is worth keeping.
+    unscored = save(worker, None, metrics) if scored else None
+    result = validate(worker.replica, predict, job, worker.feeder) if scored else None
+    if result:
+        metrics |= {"val": result.scores.to_dict(), "val_data": job.val_digest}
+        _watch_for_collapse(worker, predicts_one_class(result.confusion, job.labels))
+    _keep_curve(worker, {"kind": "epoch", **metrics})
+    if save(worker, _known(result.scores.mean_iou) if result else None, metrics) and unscored:
+        storage.remove_folder(unscored)
+    worker.tell({"kind": "epoch", **metrics})
+    ray.train.report({"epoch": worker.position.epoch, "loss": metrics["loss"]})
+
+
+def _keep_curve(worker: Worker, record: dict[str, Any]) -> None:
+    """From rank 0; a curve that cannot be written does not end the training."""
+    if worker.replica.rank != 0:
+        return
+    try:
+        keep_curve(worker.job.config.out, record)
+    except (StorageError, ValueError, KeyError) as error:  # of the storage, or of a file that somebody has changed
+        worker.warn(f"epoch {record['epoch']} could not be added to the curve: {error!r}")
 
 
 def _watch_for_collapse(worker: Worker, name: str | None) -> None:
@@ -181,8 +215,8 @@ def _start(replica: Replica, orders: Orders) -> Position:
     if arrays is None:
         raise StorageError(f"worker {replica.rank} cannot read {chosen.folder}: is `out` on shared storage?")
     replica.assign(arrays)
-    losses = chosen.metrics.get("losses", (0.0, 0))
-    return Position(chosen.epoch, chosen.step, chosen.remaining or whole_epoch(orders.job), tuple(losses))
+    total, count = chosen.metrics.get("losses", (0.0, 0))
+    return Position(chosen.epoch, chosen.step, chosen.remaining or whole_epoch(orders.job), (total, count))
 
 
 def _find_feeder(replica: Replica, orders: Orders) -> Feeder:
@@ -238,7 +272,7 @@ def train_epoch(worker: Worker) -> dict[str, Any] | None:
     shares = order.deal(position.remaining, config.batch_size, worker.replica.world)
     first, left = position.step, order.count_rows(position.remaining) // config.batch_size
     whole, lately = Meter(config.batch_size), Meter(config.batch_size)
-    for number, batch, wait in timed(_stream_share(worker, shares)):
+    for number, batch, wait in time_each(_stream_share(worker, shares)):
         outcome = worker.step(batch[ingest.IMAGE], batch[ingest.LABEL], stop=worker.stopping.is_set())
         position.step += 1
         worker.skipped = 0 if outcome.taken else worker.skipped + 1
@@ -264,11 +298,12 @@ def train_epoch(worker: Worker) -> dict[str, Any] | None:
             save(worker)
     if position.step - first != left:
         raise StorageError(f"the input ended after {position.step - first} of {left} steps: has {config.data} changed?")
-    return whole.read() | {
+    return {
         "loss": position.mean_loss(),
+        "images_per_second": whole.read()["images_per_second"],
         # The worst of all workers: the others wait for it, in the step, where it does not look like waiting.
         "input_wait": float(worker.replica.gather(round(1e6 * whole.input_wait())).max()) / 1e6,
-        "memory_bytes": int(worker.replica.gather(peak_memory()).max()),
+        "memory_bytes": int(worker.replica.gather(find_peak_memory()).max()),
         "learning_rate": float(worker.replica.optimizer.learning_rate),
         "seconds": whole.seconds(),
     }

@@ -47,7 +47,7 @@ class Meter:
         }
 
 
-def timed(items: Iterator[T]) -> Iterator[tuple[int, T, float]]:
+def time_each(items: Iterator[T]) -> Iterator[tuple[int, T, float]]:
     """(number from 1, item, seconds waited for it)."""
     number = 0
     while True:
@@ -59,6 +59,6 @@ def timed(items: Iterator[T]) -> Iterator[tuple[int, T, float]]:
         yield number, item, time.monotonic() - start
 
 
-def peak_memory() -> int:
+def find_peak_memory() -> int:
     """Bytes: the largest resident size of this process so far."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

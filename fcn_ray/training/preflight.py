@@ -200,8 +200,8 @@ def _check_output(config: TrainConfig, settings: str, val_digest: str) -> None:
     if {val_digest, ""} >= {checkpoint.metrics.get("val_data", "") for checkpoint in found}:
         return
     raise ForeignOutputError(
-        f"{config.out} was validated on other images than val = {config.val}, and the best checkpoint is chosen "
-        f"by that: go on with the `val` of {config.out}/config.yaml, or choose another --out"
+        f"{config.out} was validated on other images than val = {config.val} holds now, and the best checkpoint is "
+        f"chosen by that: go on with the `val` of {config.out}/config.yaml as it was, or choose another --out"
     )
 
 

@@ -37,6 +37,12 @@ TOLERANCE = 0.01
 """Of the pixel accuracy, between the two measurements: training may have rounded to bfloat16, the bundle is float32.
 (Not of the mean IoU: a single pixel of a class that no label holds changes it by a whole class.)"""
 
+LEAST_IMAGES = 16
+"""That a process scores: fewer take less time than to start it."""
+
+RESTARTS = 3
+"""Of a process that dies while it scores or writes."""
+
 EXAMPLES = 4
 """Best and worst validation images that are kept."""
 
@@ -79,23 +85,36 @@ def promote(job: Job, processes: int) -> Promotion:
         raise StorageError(f"no checkpoint in {job.config.out} can be read back: there is nothing to make a bundle of")
     checkpoint, workers = found[0], job.config.workers
     images = sum(piece.n_rows for piece in job.val_pieces)
-    processes = min(processes, max(1, images // LEAST_IMAGES))
+    world = min(processes, max(1, images // LEAST_IMAGES))
     fresh = ray.remote(num_cpus=workers.cpus, num_gpus=workers.gpus, max_restarts=RESTARTS, max_task_retries=RESTARTS)
-    promoters = [fresh(Promoter).remote(job, checkpoint, rank, processes) for rank in range(processes)]
-    rescored = None
-    if images:
-        rescored = _merge(ray.get([promoter.score.remote() for promoter in promoters]))
-        check_agreement(checkpoint, scores(rescored.confusion).pixel_accuracy)
-    metrics = scores(rescored.confusion).to_dict() if rescored else {}
-    bundle = ray.get(promoters[0].write.remote(metrics, _command()))
+    promoters = [fresh(Promoter).remote(job, checkpoint, rank, world) for rank in range(world)]
+    try:
+        rescored = _merge(_score(promoters)) if images else None
+        if rescored:
+            check_agreement(checkpoint, scores(rescored.confusion).pixel_accuracy)
+        metrics = scores(rescored.confusion).to_dict() if rescored else {}
+        bundle = ray.get(promoters[0].write.remote(metrics, _command()))
+    finally:
+        for promoter in promoters:
+            ray.kill(promoter)
     return Promotion(bundle, checkpoint, rescored)
 
 
-LEAST_IMAGES = 16
-"""That a process scores: fewer take less time than to start it."""
+def _score(promoters: list[Any]) -> list[Rescored]:
+    """What each measured. All but one, which is left in the list to write, end as soon as they are done.
 
-RESTARTS = 3
-"""Of a process that dies while it scores or writes."""
+    They hold CPUs or GPUs: when there is room for one only, the next one starts when it has ended.
+    """
+    running = {promoter.score.remote(): promoter for promoter in promoters}
+    found = []
+    while running:
+        (done,), _ = ray.wait(list(running))
+        found.append(ray.get(done))
+        promoter = running.pop(done)
+        if running:
+            promoters.remove(promoter)
+            ray.kill(promoter)
+    return found
 
 
 def _command() -> str:
@@ -127,7 +146,7 @@ class Promoter:
         from fcn_ray.training.replica import use_devices
 
         use_devices(self._job.config.workers, max(1, (os.cpu_count() or 1) // self._world))
-        return build(self._job, self._checkpoint)
+        return load_network(self._job, self._checkpoint)
 
     def score(self) -> Rescored:
         """Measure the share of the validation set."""
@@ -189,7 +208,7 @@ def write_bundle(model: keras.Model, job: Job, checkpoint: Checkpoint, metrics: 
         return load_bundle(save_bundle(f"{folder}-epoch-{checkpoint.epoch}", *parts).folder)
 
 
-def build(job: Job, checkpoint: Checkpoint) -> keras.Model:
+def load_network(job: Job, checkpoint: Checkpoint) -> keras.Model:
     """The network with the checkpoint's weights. Raises StorageError when they cannot be read."""
     from fcn_ray.models.fcn import build_fcn
 

@@ -1,8 +1,7 @@
-"""What a training shows of itself: the curve, the report, the trackers that it feeds."""
+"""What a training shows of itself: the report, and the trackers that it feeds."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from fcn_ray import storage
@@ -12,24 +11,11 @@ from fcn_ray.reports.tracking import Tracker
 from fcn_ray.reports.tracking_mlflow import MLflow
 from fcn_ray.reports.tracking_tensorboard import TensorBoard
 from fcn_ray.reports.training_page import write_training_page
+from fcn_ray.training.curve import read_curve
 from fcn_ray.training.preflight import Job
 from fcn_ray.training.promotion import Example, Promotion
 
-CURVE, PAGE = "metrics.jsonl", "report.html"
-
-
-def keep_curve(out: str, record: dict[str, Any]) -> None:
-    """One line for each epoch; a resumed run goes on with it, from the epoch it does again."""
-    kept = [line for line in read_curve(out) if line["epoch"] < record["epoch"]]
-    text = "".join(f"{json.dumps(line)}\n" for line in [*kept, record])
-    storage.replace(storage.join(out, CURVE), text.encode())
-
-
-def read_curve(out: str) -> list[dict[str, Any]]:
-    """The records of kind "epoch" so far, in their order."""
-    uri = storage.join(out, CURVE)
-    lines = storage.read_bytes(uri).decode().splitlines() if storage.is_file(uri) else []
-    return [json.loads(line) for line in lines]
+PAGE = "report.html"
 
 
 def trackers(job: Job) -> list[Tracker]:

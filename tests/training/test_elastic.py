@@ -1,4 +1,4 @@
-"""What the driver does when nodes go and come back while a training runs. Real nodes: benchmarks/node_loss.py."""
+"""What the driver does when nodes go and come back while a training runs. Real nodes: test_node_loss.py."""
 
 from __future__ import annotations
 
@@ -40,8 +40,7 @@ class _Silent:
     ("rooms", "asked"),
     [
         ([2] * 9, []),
-        ([1, 1, 1, 1, 1], ["abort"]),
-        ([1, 1, 2, 1, 1, 2], []),
+        ([1] * 9, []),
         ([3, 3, 3, 3], ["stop"]),
         ([3, 2, 3, 3, 2], []),
         ([9, 9, 9], ["stop"]),
@@ -50,7 +49,7 @@ class _Silent:
 def test_a_group_makes_place_for_one_that_fits_the_cluster(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rooms: list[int], asked: list[str]
 ) -> None:
-    """Two workers of three: one node less leaves them without input for ever, one node more could take the third."""
+    """Two workers of three: one node more could take the third; one less ends the group by itself, if it must end."""
     job = prepare(tiny_config(write_data(tmp_path), tmp_path / "out", workers__count=3, workers__min_count=1))
     monkeypatch.setattr(training_job, "LOOK_SECONDS", 0.0)
     left = iter(rooms)

@@ -106,22 +106,25 @@ def test_collections_that_cannot_train_are_refused(tmp_path: Path) -> None:
 @pytest.mark.ray
 @pytest.mark.timeout(120)
 @pytest.mark.usefixtures("ray_session")
-def test_a_stream_goes_on_in_its_order_though_no_cpu_is_free(tmp_path: Path) -> None:
+@pytest.mark.parametrize("tasks", [1, 2, 3])
+def test_a_stream_goes_on_in_its_order_though_no_cpu_is_free(tmp_path: Path, tasks: int) -> None:
     """The CPUs may be held by other streams' tasks, whose workers wait for this one's."""
     import ray
 
-    held = [ray.remote(num_cpus=1)(_Holder).remote() for _ in range(int(ray.available_resources()["CPU"]))]
-    ray.get([holder.__ray_ready__.remote() for holder in held])
     path = pictures.write_parquet(tmp_path / "train.parquet", 10, group=4)
     reads = order.plan_epoch(open_collection(str(path), COLUMNS).pieces, 3, 0, window_rows=4)
     stage = ingest.Augmented(pictures.LABELS, AugmentConfig(crop=(32, 40)), 10**6, 3, 0)
-    feeder = Feeder(ray.get_runtime_context().get_node_id(), 2)
-    found = np.concatenate([batch["image"] for batch in ingest.stream(reads, COLUMNS, stage, 3, feeder)])
+    feeder = Feeder(ray.get_runtime_context().get_node_id(), tasks)
     tables = pa.concat_tables([ingest.read_rows(read, COLUMNS) for read in reads])
     expected = stage({name: np.array(tables[name].to_pylist(), object) for name in tables.column_names})["image"]
+    held = [ray.remote(num_cpus=1)(_Holder).remote() for _ in range(int(ray.cluster_resources()["CPU"]))]
+    try:
+        ray.get([holder.__ray_ready__.remote() for holder in held])
+        found = np.concatenate([batch["image"] for batch in ingest.stream(reads, COLUMNS, stage, 3, feeder)])
+    finally:
+        for holder in held:
+            ray.kill(holder)
     np.testing.assert_array_equal(found, expected)
-    for holder in held:
-        ray.kill(holder)
 
 
 class _Holder:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
 
@@ -29,12 +30,13 @@ from fcn_ray.errors import (
     ResourceError,
     StorageError,
 )
+from fcn_ray.images.codec import decode_label
 from fcn_ray.training import job as training_job
 from fcn_ray.training import promotion
-from fcn_ray.training.checkpoints import Arrays, Checkpoint, list_checkpoints, load_newest, save_checkpoint
+from fcn_ray.training.checkpoints import Arrays, Checkpoint, list_checkpoints, load_arrays, load_newest, save_checkpoint
+from fcn_ray.training.curve import read_curve
 from fcn_ray.training.job import TrainReport, train
 from fcn_ray.training.preflight import prepare
-from fcn_ray.training.seeing import read_curve
 from tests import pictures
 from tests.training.making import tiny_config, write_data
 
@@ -144,16 +146,54 @@ def test_killed_and_resumed_it_ends_with_the_weights_of_an_undisturbed_run(undis
         while _workers_of(run.pid):
             assert time.monotonic() < deadline
             time.sleep(0.02)
-    done = list_checkpoints(str(out))[-1].epoch
-    assert done < 6, "it must have been killed on the way"
+    newest = list_checkpoints(str(out))[-1]
+    assert newest.epoch < 6, "it must have been killed on the way"
+    unscored = "epoch" in newest.metrics and "val" not in newest.metrics  # killed in a validation: that is done again
+    first = newest.epoch if unscored else newest.epoch + 1
     with pytest.raises(ForeignOutputError, match="--resume"):
         train(config)
     resumed: list[dict[str, Any]] = []
     train(config.model_copy(update={"resume": True}), resumed.append)
-    assert [record["epoch"] for record in resumed if record["kind"] == "epoch"] == list(range(done + 1, 7))
+    assert [record["epoch"] for record in resumed if record["kind"] == "epoch"] == list(range(first, 7))
     _assert_equal(out, state)
     straight, killed = ([record["loss"] for record in read_curve(str(o))] for o in (undisturbed.config.out, out))
     assert killed == pytest.approx(straight), "the mean of an epoch is that of all its steps, before the kill and after"
+
+
+@pytest.mark.slow
+def test_an_epoch_that_a_kill_left_without_its_validation_gets_it(undisturbed: _Run, tmp_path: Path) -> None:
+    out = tmp_path / "unscored"
+    shutil.copytree(undisturbed.config.out, out, ignore=shutil.ignore_patterns("bundle", "ray"))
+    *_, last = list_checkpoints(str(out))
+    arrays = load_arrays(last)
+    assert arrays is not None
+    shutil.rmtree(last.folder)
+    metrics = {key: value for key, value in last.metrics.items() if not key.startswith("val")}
+    save_checkpoint(str(out), dataclasses.replace(last, score=None, metrics=metrics), arrays)
+    curve = (out / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (out / "metrics.jsonl").write_text("".join(curve[:-1]))
+    train(undisturbed.config.model_copy(update={"out": str(out), "resume": True}))
+    before, after = (read_curve(str(o))[-1] for o in (undisturbed.config.out, out))
+    assert (after["epoch"], after["loss"]) == (6, before["loss"])
+    assert after["val"]["mean_iou"] == pytest.approx(before["val"]["mean_iou"])
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_more_processes_score_than_there_is_room_for(tmp_path: Path) -> None:
+    """They take turns: each wants all CPUs of this cluster."""
+    from fcn_ray.models.fcn import build_fcn
+
+    data = pictures.write_parquet(tmp_path / "data.parquet", 2 * promotion.LEAST_IMAGES, sizes=((40, 40),))
+    config = tiny_config(data, tmp_path / "out", val=str(data), workers__cpus=4, workers__count=2)
+    job = prepare(config)
+    model = build_fcn(job.spec, seed=1)
+    arrays = {f"model/{v.path}": np.asarray(v.value) for v in model.variables}
+    save_checkpoint(job.config.out, Checkpoint("", 1, 3, 0.1, job.settings, {}), arrays)
+    found = promotion.promote(job, 2)
+    assert found.rescored is not None
+    labels = [decode_label(cell, "label") for cell in pq.read_table(data)["mask"].to_pylist()]
+    assert found.rescored.confusion.sum() == sum(int((label != 255).sum()) for label in labels)
+    assert len(found.rescored.best) == promotion.EXAMPLES
 
 
 @pytest.mark.slow
@@ -237,7 +277,9 @@ def test_a_second_and_different_bundle_gets_its_epochs_name_and_the_first_stays(
     for epoch in (1, 2, 2):
         arrays = {f"model/{v.path}": np.full(v.shape, epoch, v.dtype) for v in model.variables}
         checkpoint = save_checkpoint(job.config.out, Checkpoint("", epoch, 3 * epoch, None, job.settings, {}), arrays)
-        bundles.append(promotion.write_bundle(promotion.build(job, checkpoint), job, checkpoint, {}, "fcn-ray train"))
+        bundles.append(
+            promotion.write_bundle(promotion.load_network(job, checkpoint), job, checkpoint, {}, "fcn-ray train")
+        )
         files.append({file.name: file.read_bytes() for file in (tmp_path / "out" / "bundle").iterdir()})
     assert [Path(bundle.folder).name for bundle in bundles] == ["bundle", "bundle-epoch-2", "bundle-epoch-2"]
     assert bundles[0].digest != bundles[1].digest == bundles[2].digest

@@ -16,6 +16,7 @@ from fcn_ray.config_text import load_config
 from fcn_ray.errors import DivergedError, StorageError
 from fcn_ray.labels import LabelSet
 from fcn_ray.training.checkpoints import list_checkpoints, load_newest
+from fcn_ray.training.curve import read_curve
 from fcn_ray.training.feeding import Feeder
 from fcn_ray.training.preflight import prepare
 from tests import pictures
@@ -185,3 +186,17 @@ def test_a_worker_that_does_not_see_what_the_driver_sees_says_so(
     (tmp_path / "train.parquet").unlink()
     with pytest.raises(StorageError, match="put `data` and `out` on storage that all nodes share"):
         _check_storage(worker.job)
+
+
+def test_a_curve_that_cannot_be_written_costs_no_training(tmp_path: Path) -> None:
+    from fcn_ray.training.loop import _keep_curve
+
+    worker, told = _worker(tmp_path)
+    out = Path(worker.job.config.out)
+    out.mkdir(exist_ok=True)
+    (out / "metrics.jsonl").write_text("changed by hand")
+    _keep_curve(worker, {"kind": "epoch", "epoch": 2})
+    assert "epoch 2 could not be added to the curve" in told[-1]["message"]
+    (out / "metrics.jsonl").unlink()
+    _keep_curve(worker, {"kind": "epoch", "epoch": 2})
+    assert read_curve(str(out)) == [{"kind": "epoch", "epoch": 2}]

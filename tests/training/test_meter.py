@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import time
 
-from fcn_ray.training.meter import Meter, peak_memory, timed
+from fcn_ray.training.meter import Meter, find_peak_memory, time_each
 
 
 def test_the_mean_is_that_of_the_steps_that_were_taken() -> None:
@@ -29,10 +29,10 @@ def test_items_are_numbered_and_waited_for() -> None:
         time.sleep(0.05)
         yield "b"
 
-    (first, a, _), (second, b, waited) = list(timed(slow()))
+    (first, a, _), (second, b, waited) = list(time_each(slow()))
     assert [(first, a), (second, b)] == [(1, "a"), (2, "b")]
     assert waited >= 0.05
 
 
 def test_memory_is_in_bytes() -> None:
-    assert 2**20 < peak_memory() < 2**40
+    assert 2**20 < find_peak_memory() < 2**40

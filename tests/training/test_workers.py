@@ -48,7 +48,9 @@ def _probe(loop_config: dict[str, Any]) -> None:
     for images, labels in _batches():
         share = slice(replica.rank * 4 // replica.world, (replica.rank + 1) * 4 // replica.world)
         losses.append(step(images[share], labels[share]).loss)
-    loop_config["tell"]({"kind": "probe", "rank": replica.rank, "losses": losses, "arrays": replica.arrays()})
+    gathered = replica.gather(10 + replica.rank).tolist()
+    about = {"kind": "probe", "rank": replica.rank, "gathered": gathered}
+    loop_config["tell"](about | {"losses": losses, "arrays": replica.arrays()})
 
 
 def _run_probe(
@@ -90,7 +92,7 @@ def test_workers_take_the_step_of_one_and_end_equal(
     (alone,) = _run_probe(tiny_config(data, tmp_path / "one", **flags), monkeypatch)
     assert alone["losses"][0] == pytest.approx(first_loss, rel=1e-5)
     first, *others = _run_probe(tiny_config(data, tmp_path / "many", workers__count=workers, **flags), monkeypatch)
-    assert len(others) == workers - 1
+    assert [other["gathered"] for other in [first, *others]] == [[10 + rank for rank in range(workers)]] * workers
     for other in others:
         assert first["losses"] == other["losses"]
         for name, array in first["arrays"].items():
