@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import ray
 
+from fcn_ray import storage
 from fcn_ray.errors import FcnRayError, ResourceError
 
 T = TypeVar("T")
@@ -43,6 +44,7 @@ def connect(address: str | None = None, *, cpus: float = 0, verbose: bool = Fals
 
 def _init(address: str | None, cpus: float, verbose: bool) -> None:
     environment = {name: os.environ.get(name, value) for name, value in WORKER_ENVIRONMENT.items()}
+    environment |= {name: os.environ[name] for name in storage.SETTINGS if name in os.environ}
     level = logging.INFO if verbose else logging.ERROR
     where = address or os.environ.get("RAY_ADDRESS")
     if where:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.s3 import BUCKET, Shim
+
 # Before anything imports Ray: no token in the user's home, no bars, no chatter.
 os.environ["RAY_AUTH_MODE"] = "disabled"
 os.environ.pop("RAY_ADDRESS", None)
@@ -53,3 +55,37 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bundle") / "tiny"
     save_bundle(str(folder), model, spec, LabelSet.from_names(["sky", "road", "car"]), Preprocessing(), {})
     return folder
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch, s3_server: tuple[str, Shim]) -> Iterator[Shim]:
+    """An empty bucket `s3://bucket` for this process and those it starts; the shim can make its requests fail."""
+    import boto3
+
+    from fcn_ray.storage import s3 as requests
+
+    address, shim = s3_server
+    for name in list(os.environ):
+        if name.startswith("AWS_"):
+            monkeypatch.delenv(name)
+    settings = {"ENDPOINT_URL": address, "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "REGION": "us-east-1"}
+    for name, value in settings.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    requests.forget()
+    bucket = boto3.resource("s3", region_name="us-east-1").Bucket(BUCKET)
+    bucket.create()
+    shim.fail("none")
+    yield shim
+    shim.fail("none")
+    bucket.objects.all().delete()
+    bucket.delete()
+    requests.forget()
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[tuple[str, Shim]]:
+    """One server for the session."""
+    from tests.s3 import serving
+
+    with serving() as server:
+        yield server

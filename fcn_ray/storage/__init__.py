@@ -1,8 +1,9 @@
 """Storage by URI: list, read, and put if absent, which is the only way that results are written.
 
-`path` and `file://path` (storage/local.py) and the object stores `s3://`, `gs://` and `az://` (storage/objects.py) get the
-same functions. `replace` exists for files that only inform (status.json): nothing that safety rests on is ever
-overwritten. Every function raises StorageError, with the place and the reason, when a store does not do it.
+`path` and `file://path` (storage/local.py) and the object stores `s3://`, `gs://` and `az://` (storage/objects.py) get
+the same functions. `replace` exists for files that only inform (status.json): nothing that safety rests on is ever
+overwritten. Every function raises StorageError, with the place and the reason, when a store
+does not do it: Unavailable when nothing can be known of the file, because the store does not answer or knows us not.
 """
 
 from __future__ import annotations
@@ -12,14 +13,18 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from fcn_ray.storage import local, objects
+from fcn_ray.storage.requests import Unavailable
 from fcn_ray.storage.uris import Entry, join, local_path, scheme_of
 
 __all__ = [
+    "SETTINGS",
     "Entry",
+    "Unavailable",
     "absolute",
     "digest",
     "digest_file",
     "exists",
+    "fetch",
     "is_file",
     "join",
     "list_files",
@@ -32,6 +37,20 @@ __all__ = [
     "replace",
     "stat",
 ]
+
+
+SETTINGS = (
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AZURE_STORAGE_ACCOUNT_NAME",
+    "AZURE_STORAGE_ENDPOINT",
+    "GOOGLE_BASE_URL",
+    "FCN_RAY_PATIENCE_SECONDS",
+)
+"""Environment variables that say where a store is, which every process of a job must share. Never credentials: those
+each machine has from its own provider chain."""
 
 
 def _store(uri: str) -> Any:
@@ -85,6 +104,12 @@ def read_bytes(uri: str) -> bytes:
     """Content of one file. Raises StorageError when it cannot be read, or is no regular file."""
     data: bytes = _store(uri).read_bytes(uri)
     return data
+
+
+def fetch(uri: str, limit: int) -> tuple[Entry, bytes | None]:
+    """What one file is, and its content: of the version that the entry names. No content above `limit` bytes."""
+    found: tuple[Entry, bytes | None] = _store(uri).fetch(uri, limit)
+    return found
 
 
 def open_file(uri: str) -> BinaryIO:

@@ -1,4 +1,4 @@
-"""Requests to Google Cloud Storage (gs://) and Azure Blob Storage (az://CONTAINER), by obstore and its credential chains."""
+"""Requests to Google Cloud Storage (gs://BUCKET) and Azure Blob Storage (az://CONTAINER), by obstore."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from fcn_ray.errors import StorageError
-from fcn_ray.storage.requests import Found, Missing, Passing, Taken, patiently
+from fcn_ray.storage.requests import Found, Missing, Passing, Taken, Unavailable, patiently
 from fcn_ray.storage.uris import scheme_of, split
 
 T = TypeVar("T")
@@ -70,6 +70,18 @@ def get(uri: str, part: tuple[int, int] | None = None, etag: str | None = None) 
     return _ask(uri, lambda store, key: bytes(obstore.get(store, key, options=options).bytes()))
 
 
+def fetch(uri: str, limit: int) -> tuple[Found, bytes | None]:
+    """What the store says of the object, and its bytes unless they are more than `limit`. Raises Missing."""
+    import obstore
+
+    def request(store: Any, key: str) -> tuple[Found, bytes | None]:
+        answer = obstore.get(store, key)
+        found = _found(answer.meta)
+        return found, bytes(answer.bytes()) if found.size <= limit else None
+
+    return _ask(uri, request)
+
+
 def put(uri: str, data: bytes, *, if_absent: bool) -> None:
     """Store the object whole; with `if_absent` raises Taken when there is one."""
     import obstore
@@ -113,6 +125,8 @@ def _try(uri: str, request: Callable[[Any, str], T]) -> T:
         raise Missing(f"{uri} does not exist") from error
     except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
         raise Taken from error
+    except exceptions.UnauthenticatedError as error:
+        raise Unavailable(f"{uri}: the store does not know these credentials ({_first_line(error)})") from error
     except exceptions.GenericError as error:
         raise Passing(f"the store does not answer ({_first_line(error)})") from error
     except exceptions.BaseError as error:

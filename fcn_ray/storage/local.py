@@ -116,6 +116,14 @@ def read_bytes(uri: str) -> bytes:
             raise StorageError(f"{uri} cannot be read: {error.strerror or error}") from error
 
 
+def fetch(uri: str, limit: int) -> tuple[Entry, bytes | None]:
+    """One file and its content. Its version is asked after the reading, so that no change can slip in between."""
+    if stat(uri).size > limit:
+        return stat(uri), None
+    data = read_bytes(uri)
+    return stat(uri), data
+
+
 def open_file(uri: str) -> BinaryIO:
     """One file, open for reading anywhere in it; the caller closes it. Raises StorageError as `read_bytes` does."""
     try:

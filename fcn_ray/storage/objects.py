@@ -47,10 +47,14 @@ def _entry(path: str, found: Found) -> Entry:
 
 
 def absolute(uri: str) -> str:
-    """The URI without a slash at its end. Raises ConfigError for one with a query: it might carry a signature."""
+    """The URI with its scheme in small letters and without a slash at its end.
+
+    Raises ConfigError for one with a query, which might carry a signature.
+    """
     if "?" in uri:
         raise ConfigError(f"{uri.partition('?')[0]}?...: give the plain URI, without a query")
-    return uri.rstrip("/")
+    bucket, key = split(uri)
+    return f"{scheme_of(uri)}://{bucket}/{key}".rstrip("/")
 
 
 def list_folders(uri: str) -> list[str]:
@@ -71,6 +75,12 @@ def read_bytes(uri: str) -> bytes:
     """All of one object."""
     data: bytes = _requests(uri).get(uri)
     return data
+
+
+def fetch(uri: str, limit: int) -> tuple[Entry, bytes | None]:
+    """One object and its content, in one request."""
+    found, data = _requests(uri).fetch(uri, limit)
+    return _entry(split(uri)[1].rpartition("/")[2], found), data
 
 
 def open_file(uri: str) -> BinaryIO:

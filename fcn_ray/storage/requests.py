@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import random
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from time import monotonic, sleep
 from typing import TypeVar
 
 from fcn_ray.errors import StorageError
@@ -32,6 +32,10 @@ class Missing(StorageError):  # noqa: N818 (names say what was found)
     """There is no such object."""
 
 
+class Unavailable(StorageError):  # noqa: N818
+    """The store as a whole cannot be used, or not by us: nothing is known of the object."""
+
+
 class Taken(Exception):  # noqa: N818
     """The condition of a request does not hold: something is there already, or it is another version."""
 
@@ -41,19 +45,19 @@ class Passing(Exception):  # noqa: N818
 
 
 def patiently(uri: str, request: Callable[[], T]) -> T:
-    """What `request` returns, tried again while it raises Passing. StorageError when it never stops."""
+    """What `request` returns, tried again while it raises Passing. Unavailable when it never stops."""
     patience = float(os.environ.get("FCN_RAY_PATIENCE_SECONDS", PATIENCE_SECONDS))
-    start, bound, tries = time.monotonic(), FIRST_PAUSE, 0
+    start, bound, tries = monotonic(), FIRST_PAUSE, 0
     while True:
         try:
             return request()
         except Passing as error:
             tries += 1
-            left = patience - (time.monotonic() - start)
+            left = patience - (monotonic() - start)
             if left <= 0:
-                raise StorageError(
+                raise Unavailable(
                     f"{uri}: {error}, {tries} times in {patience:g} seconds. What is done stays done: "
                     "the same command goes on when the store answers again"
                 ) from error
-            time.sleep(min(random.uniform(0, bound), left))
+            sleep(min(random.uniform(0, bound), left))
             bound = min(2 * bound, LONGEST_PAUSE)

@@ -1,4 +1,4 @@
-"""Requests to S3, and to what speaks its protocol, by boto3: credentials, profile, region and endpoint of the AWS settings.
+"""Requests to S3, and to what speaks its protocol, by boto3: credentials, region and endpoint as AWS sets them.
 
 Keys are used as they are, whatever they hold.
 """
@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import os
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, TypeVar
 
-from fcn_ray.errors import ConfigError, StorageError
-from fcn_ray.storage.requests import Found, Missing, Passing, Taken, patiently
+from fcn_ray.errors import StorageError
+from fcn_ray.storage.requests import Found, Missing, Passing, Taken, Unavailable, patiently
 from fcn_ray.storage.uris import split
 
 T = TypeVar("T")
@@ -20,18 +21,24 @@ T = TypeVar("T")
 CONNECT_SECONDS, READ_SECONDS = 10, 60
 """Longest wait for a connection, and for the next byte of an answer."""
 
+PAGE_KEYS = 1000
+"""Keys in a page of a listing; no store gives more."""
+
 _REGION = "the bucket is in another region: set AWS_REGION"
-_HINTS = {
+_HOPELESS = {
     "InvalidAccessKeyId": "the store does not know this access key",
     "SignatureDoesNotMatch": "the secret key does not belong to the access key",
-    "AccessDenied": "these credentials may not do that",
-    "403": "these credentials may not do that",
     "ExpiredToken": "the credentials have expired: renew them",
     "NoSuchBucket": "there is no such bucket",
     "PermanentRedirect": _REGION,
     "301": _REGION,
     "AuthorizationHeaderMalformed": _REGION,
     "IllegalLocationConstraintException": _REGION,
+}
+_REFUSALS = {
+    "AccessDenied": "these credentials may not do that",
+    "403": "these credentials may not do that",
+    "NotImplemented": "the store lacks what results need: conditional writes (If-None-Match)",
 }
 _PASSING = {"SlowDown", "RequestTimeout", "OperationAborted", "ConditionalRequestConflict"}
 
@@ -64,10 +71,10 @@ def _folder(uri: str) -> tuple[str, str]:
     return bucket, f"{key}/" if key else ""
 
 
-def _pages(uri: str, **request: str) -> Iterator[Any]:
+def _pages(uri: str, **request: Any) -> Iterator[Any]:
     token: dict[str, str] = {}
     while True:
-        asked = request | token
+        asked = request | token | {"MaxKeys": PAGE_KEYS}
         page = _ask(uri, lambda client: client.list_objects_v2(**asked))  # noqa: B023 (called at once)
         yield page
         if not page.get("IsTruncated"):
@@ -82,6 +89,21 @@ def get(uri: str, part: tuple[int, int] | None = None, etag: str | None = None) 
     if part:
         about["Range"] = f"bytes={part[0]}-{part[0] + part[1] - 1}"
     return _ask(uri, lambda client: _body(client.get_object(**about)))
+
+
+def fetch(uri: str, limit: int) -> tuple[Found, bytes | None]:
+    """What the store says of the object, and its bytes unless they are more than `limit`. Raises Missing."""
+    bucket, key = split(uri)
+
+    def request(client: Any) -> tuple[Found, bytes | None]:
+        answer = client.get_object(Bucket=bucket, Key=key)
+        found = Found(answer["ContentLength"], answer["ETag"])
+        if found.size <= limit:
+            return found, _body(answer)
+        answer["Body"].close()
+        return found, None
+
+    return _ask(uri, request)
 
 
 def _body(answer: Any) -> bytes:
@@ -130,7 +152,13 @@ def _client() -> Any:
         response_checksum_validation="when_required",
     )
     session = boto3.session.Session()
-    return session.client("s3", region_name=session.region_name or "us-east-1", config=config)
+    region = os.environ.get("AWS_REGION") or session.region_name or "us-east-1"  # boto3 reads AWS_DEFAULT_REGION only
+    return session.client("s3", region_name=region, config=config)
+
+
+def forget() -> None:
+    """Connect anew at the next request, with the settings of that moment."""
+    _client.cache_clear()
 
 
 def _ask(uri: str, request: Callable[[Any], T]) -> T:
@@ -138,18 +166,25 @@ def _ask(uri: str, request: Callable[[Any], T]) -> T:
 
 
 def _try(uri: str, request: Callable[[Any], T]) -> T:
-    from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError, NoCredentialsError
+    from botocore.exceptions import (
+        BotoCoreError,
+        ClientError,
+        ConnectionError,
+        HTTPClientError,
+        NoCredentialsError,
+        PartialCredentialsError,
+    )
 
     try:
         return request(_client())
     except ClientError as error:
         raise _explain(uri, error.response) from error
-    except NoCredentialsError as error:
-        raise ConfigError(
-            f"{uri}: no credentials found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give the "
-            "machine a role"
+    except (NoCredentialsError, PartialCredentialsError) as error:
+        raise Unavailable(
+            f"{uri}: no credentials found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give "
+            "the machine a role"
         ) from error
-    except HTTPClientError as error:
+    except (ConnectionError, HTTPClientError) as error:
         raise Passing(f"the store cannot be reached ({error})") from error
     except BotoCoreError as error:
         raise StorageError(f"{uri}: {error}") from error
@@ -158,10 +193,12 @@ def _try(uri: str, request: Callable[[Any], T]) -> T:
 def _explain(uri: str, answer: Any) -> Exception:
     about, status = answer.get("Error", {}), int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
     code = str(about.get("Code") or status)
-    if status >= 500 or status in (409, 429) or code in _PASSING:
+    if (status >= 500 and status != 501) or status in (409, 429) or code in _PASSING:
         return Passing(f"the store answers {code}")
     if status == 412:
         return Taken()
     if code in ("NoSuchKey", "404", "NotFound"):
         return Missing(f"{uri} does not exist")
-    return StorageError(f"{uri}: {code}: {_HINTS.get(code) or about.get('Message') or 'refused by the store'}")
+    if code in _HOPELESS:
+        return Unavailable(f"{uri}: {code}: {_HOPELESS[code]}")
+    return StorageError(f"{uri}: {code}: {_REFUSALS.get(code) or about.get('Message') or 'refused by the store'}")

@@ -62,4 +62,4 @@ def join(uri: str, *parts: str) -> str:
 def is_hidden(path: str) -> bool:
     """True for what listings leave out: names that begin with ".", folders that begin with "_", and no name at all."""
     *folders, name = path.split("/")
-    return not name or name.startswith(".") or any(not f or f[0] in "._" for f in folders)
+    return not name or name.startswith(".") or any(folder.startswith((".", "_")) for folder in folders)

@@ -2,7 +2,8 @@
 
 Every input, table or image file, becomes the same table: `chunk_id`, `chunk_row` (0..n-1), `chunk_rows` (n), `plan`,
 `image_id`, `path`, `row`, `image` (large_binary), `source_error` (status code), `source_message`, carried columns. What
-cannot be had is a row with a `source_error` and no image; a null image without one was null in its table.
+cannot be had is a row with a `source_error` and no image; a null image without one was null in its table. A store that
+is out of reach is no fault of an image: `storage.Unavailable` ends the job, which goes on later.
 """
 
 from __future__ import annotations
@@ -53,9 +54,13 @@ def label_chunk(table: pa.Table, chunk_id: str, plan: int) -> pa.Table:
 
 def read_image_file(input_uri: str, piece: Piece) -> pa.Table:
     """The one row of an image file; `changed` when it is no longer the version that was planned."""
-    uri = source_uri(input_uri, piece.path)
-    data, problem = _read_image(uri)
-    problem = _version_problem(uri, piece) or problem
+    try:
+        entry, data = storage.fetch(source_uri(input_uri, piece.path), MAX_FILE_BYTES)
+        problem = _changed(entry, piece) or (None if data is not None else _too_big(entry))
+    except storage.Unavailable:
+        raise
+    except FcnRayError as error:
+        data, problem = None, (_UNREADABLE, str(error))
     image = pa.array([None if problem else data], pa.large_binary())
     return _table([piece.path], piece.path, [0], image, [problem])
 
@@ -68,6 +73,8 @@ def read_parquet_rows(input_uri: str, piece: Piece, columns: Columns) -> pa.Tabl
     uri = source_uri(input_uri, piece.path)
     try:
         table = _TablePart.find(uri, piece, columns).read()
+    except storage.Unavailable:
+        raise
     except (FcnRayError, pa.ArrowException, OSError, ValueError) as error:
         table = _lost_rows(piece, piece.first_row, piece.n_rows, (_UNREADABLE, str(error)))
     problem = _version_problem(uri, piece)
@@ -158,23 +165,32 @@ def _read_cells(column: pa.ChunkedArray, folder: str) -> tuple[pa.ChunkedArray, 
 
 def _read_image(uri: str) -> tuple[bytes | None, _Problem | None]:
     try:
-        size = storage.stat(uri).size
-        if size > MAX_FILE_BYTES:
-            return None, (_TOO_BIG, f"the file has {size} bytes, more than {MAX_FILE_BYTES}")
-        return storage.read_bytes(uri), None
+        entry, data = storage.fetch(uri, MAX_FILE_BYTES)
+    except storage.Unavailable:
+        raise
     except FcnRayError as error:
         return None, (_UNREADABLE, str(error))
+    return data, None if data is not None else _too_big(entry)
+
+
+def _too_big(entry: storage.Entry) -> _Problem:
+    return _TOO_BIG, f"the file has {entry.size} bytes, more than {MAX_FILE_BYTES}"
 
 
 def _version_problem(uri: str, piece: Piece) -> _Problem | None:
     """Why what was read is not what was planned. Asked after the reading, so that no change can slip in between."""
     try:
-        version = storage.stat(uri).version
+        return _changed(storage.stat(uri), piece)
+    except storage.Unavailable:
+        raise
     except FcnRayError as error:
         return _UNREADABLE, str(error)
-    if version == piece.version:
+
+
+def _changed(entry: storage.Entry, piece: Piece) -> _Problem | None:
+    if entry.version == piece.version:
         return None
-    return _CHANGED, f"planned as version {piece.version}, found {version}; the next run takes the new version"
+    return _CHANGED, f"planned as version {piece.version}, found {entry.version}; the next run takes the new version"
 
 
 def _lost_rows(piece: Piece, first_row: int, n_rows: int, problem: _Problem) -> pa.Table:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcn_ray import storage
-from fcn_ray.errors import ConfigError, StorageError
+from fcn_ray.errors import StorageError
 
 
 def _visible(folder: Path) -> list[str]:
@@ -153,8 +153,6 @@ def test_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert storage.list_folders(str(tmp_path)) == ["a", "link"]
     assert storage.list_folders("missing") == []
     assert list(storage.list_files("missing")) == []
-    with pytest.raises(ConfigError, match="scheme s3:// is not supported yet"):
-        storage.read_bytes("s3://bucket/key")
 
 
 @pytest.mark.parametrize("write", [storage.put_if_absent, storage.replace])

@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fcn_ray import storage
+from fcn_ray.storage import local
 from fcn_ray.tables import cursor, reading
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.reading import label_chunk, read_rows
@@ -85,7 +86,7 @@ def test_paths_are_read_from_the_folder_of_the_table(tmp_path: Path, as_struct: 
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "far.png").write_bytes(b"far")
     os.mkfifo(tmp_path / "pipe")
-    paths = ["sub/far.png", f"{tmp_path}/near.png", f"file://{tmp_path}/near.png", None, "", "no", "s3://b/k", "pipe"]
+    paths = ["sub/far.png", f"{tmp_path}/near.png", f"file://{tmp_path}/near.png", None, "", "no", "http://b/k", "pipe"]
     cells = [{"bytes": None, "path": path} for path in paths] if as_struct else paths
     path = write_table(tmp_path / "t.parquet", 8, image=pa.array(cells, STRUCT if as_struct else pa.string()))
     read = _read(path, 0, 8)
@@ -95,7 +96,7 @@ def test_paths_are_read_from_the_folder_of_the_table(tmp_path: Path, as_struct: 
     ]
     assert [_status(row) for row in read[5:]] == [(None, "unreadable")] * 3
     assert "No such file" in read[5]["source_message"]
-    assert "s3:// is not supported" in read[6]["source_message"]
+    assert "http:// is not a place" in read[6]["source_message"]
     assert "not a regular file" in read[7]["source_message"]
 
 
@@ -121,7 +122,7 @@ def test_a_file_that_changes_while_it_is_read_is_changed(tmp_path: Path, monkeyp
         (tmp_path / "a.png").write_bytes(b"other")
         return b"what was planned"
 
-    monkeypatch.setattr(storage, "read_bytes", read_and_change)
+    monkeypatch.setattr(local, "read_bytes", read_and_change)
     (row,) = read_rows(str(tmp_path), [piece], Columns()).to_pylist()
     assert _status(row) == (None, "changed")
 

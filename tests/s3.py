@@ -1,0 +1,119 @@
+"""An S3 server on this machine (moto), behind a shim that fails as stores and networks do."""
+
+from __future__ import annotations
+
+import io
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+BUCKET = "bucket"
+Fault = Callable[[Any, dict[str, Any], Callable[..., Any]], Any]
+
+
+class Shim:
+    """A WSGI application before another. Requests of `method` meet `faults`, one each, the first first."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.method = "PUT"
+        self.faults: list[Fault] = []
+        self.always: Fault | None = None
+        self.seen: list[tuple[str, str]] = []
+        self._lock = threading.Lock()
+
+    def fail(self, method: str, *faults: Fault, always: Fault | None = None) -> None:
+        """From now on."""
+        self.method, self.faults, self.always = method, list(faults), always
+        self.seen.clear()
+
+    def count(self, method: str) -> int:
+        """Requests since `fail` was called."""
+        return sum(seen == method for seen, _ in self.seen)
+
+    def __call__(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        with self._lock:
+            method = environ["REQUEST_METHOD"]
+            self.seen.append((method, environ["PATH_INFO"]))
+            fault = self.always
+            if method == self.method and self.faults:
+                fault = self.faults.pop(0)
+        if fault is None or method != self.method:
+            return self.app(environ, start_response)
+        return fault(self.app, environ, start_response)
+
+
+def answer(status: str, code: str) -> Fault:
+    """The store answers `status` without doing anything."""
+
+    def fault(app: Any, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
+        body = f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
+        start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+        return [body]
+
+    return fault
+
+
+def reset(app: Any, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+    """The connection breaks in the middle of the request."""
+    if environ.get("CONTENT_LENGTH"):
+        environ["wsgi.input"].read(1)
+    return _hang_up(environ)
+
+
+def lose_reply(app: Any, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+    """The store does as it is asked, and the connection breaks before it can say so."""
+    b"".join(app(environ, lambda *_: None))
+    return _hang_up(environ)
+
+
+def stall(seconds: float) -> Fault:
+    """The store does not answer for that long."""
+
+    def fault(app: Any, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        time.sleep(seconds)
+        return _hang_up(environ)
+
+    return fault
+
+
+def cut(app: Any, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+    """Half of the answer, then the connection breaks."""
+    body = b"".join(app(environ, start_response))
+    yield body[: len(body) // 2]
+    _hang_up(environ)
+
+
+def keep_half(app: Any, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+    """The store keeps half of what it is given and says that all is well."""
+    body = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
+    half = body[: len(body) // 2]
+    environ = {name: value for name, value in environ.items() if name != "HTTP_CONTENT_MD5"}
+    return app(environ | {"wsgi.input": io.BytesIO(half), "CONTENT_LENGTH": str(len(half))}, start_response)
+
+
+def _hang_up(environ: dict[str, Any]) -> list[bytes]:
+    environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+    raise ConnectionAbortedError("as the test wants it")
+
+
+@contextmanager
+def serving() -> Iterator[tuple[str, Shim]]:
+    """The server's address and its shim, with the bucket `BUCKET`; credentials are not checked."""
+    from moto.server import DomainDispatcherApplication, create_backend_app
+    from werkzeug.serving import make_server
+
+    logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
+    shim = Shim(DomainDispatcherApplication(create_backend_app))
+    server = make_server("127.0.0.1", 0, shim, threaded=True)
+    server.log = lambda *_: None  # type: ignore[method-assign]
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.port}", shim
+    finally:
+        server.shutdown()
