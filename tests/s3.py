@@ -16,7 +16,7 @@ Fault = Callable[[Any, dict[str, Any], Callable[..., Any]], Any]
 
 
 class Shim:
-    """A WSGI application before another. Requests of `method` meet `faults`, one each, the first first."""
+    """A WSGI application before another. Requests of `method` (or "any") meet `faults`, one each, then `always`."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -39,10 +39,9 @@ class Shim:
         with self._lock:
             method = environ["REQUEST_METHOD"]
             self.seen.append((method, environ["PATH_INFO"]))
-            fault = self.always
-            if method == self.method and self.faults:
-                fault = self.faults.pop(0)
-        if fault is None or method != self.method:
+            meant = self.method in (method, "any")
+            fault = self.faults.pop(0) if meant and self.faults else self.always if meant else None
+        if fault is None:
             return self.app(environ, start_response)
         return fault(self.app, environ, start_response)
 

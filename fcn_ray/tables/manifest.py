@@ -131,12 +131,13 @@ def _read_json(uri: str) -> dict[str, Any]:
 def _announce(run: Run, manifest: Manifest) -> None:
     """Point `_SUCCESS` at the manifest. It informs, and follows every later manifest, so it is replaced; never back."""
     uri = storage.join(run.uri, "_SUCCESS")
+    name = manifest.uri.removeprefix(f"{run.uri}/")
+    totals = {"chunks": manifest.chunks, "rows": manifest.rows, "statuses": dict(manifest.statuses)}
+    success = {"manifest": name, "sha256": manifest.sha256, "plan": manifest.plan, **totals}
     try:
-        if json.loads(storage.read_bytes(uri))["plan"] > manifest.plan:
+        found = json.loads(storage.read_bytes(uri))
+        if found == success or found["plan"] > manifest.plan:
             return
     except (StorageError, ValueError, KeyError, TypeError):
         pass  # there is none yet, or none that says anything
-    name = manifest.uri.removeprefix(f"{run.uri}/")
-    totals = {"chunks": manifest.chunks, "rows": manifest.rows, "statuses": manifest.statuses}
-    text = json.dumps({"manifest": name, "sha256": manifest.sha256, "plan": manifest.plan, **totals}, indent=1)
-    storage.replace(uri, f"{text}\n".encode())
+    storage.replace(uri, f"{json.dumps(success, indent=1)}\n".encode())

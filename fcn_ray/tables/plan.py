@@ -23,7 +23,7 @@ from fcn_ray.tables import planfile
 from fcn_ray.tables.chunks import Chunk, cut_chunks
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.planfile import ChunkRef, PlanWriter, plan_uri
-from fcn_ray.tables.sources import Listing, Piece, Source, list_inputs, read_row_groups
+from fcn_ray.tables.sources import Listing, Piece, Source, list_inputs, locate_sources, read_row_groups
 
 MAX_PLAN_PIECES = 1_000_000
 """A plan with this many pieces is put, and the next begun: an input of any size is planned with flat memory."""
@@ -119,9 +119,13 @@ def _extend_once(log: PlanLog, input_uri: str, limits: ChunkConfig, columns: Col
     covered = heapq.merge(*(planfile.read_versions(log.run_uri, number) for number in range(1, log.newest + 1)))
     sources = _uncovered(list_inputs(input_uri, listing), covered)
 
+    locate = locate_sources(input_uri)
+
     def row_groups(source: Source) -> list[int]:
         try:
-            return read_row_groups(input_uri, source, columns)
+            return read_row_groups(locate(source.path), source, columns)
+        except storage.Unavailable:  # no fault of the table
+            raise
         except (SchemaError, StorageError) as error:
             listing.quarantine(source.path, error)
             return []

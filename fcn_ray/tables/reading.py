@@ -20,7 +20,7 @@ from fcn_ray.errors import FcnRayError, SchemaError
 from fcn_ray.tables import schema
 from fcn_ray.tables.columns import Columns, carried_columns, find_image_column, is_text, plain_type, read_table_schema
 from fcn_ray.tables.cursor import read_slice
-from fcn_ray.tables.sources import Piece, source_uri
+from fcn_ray.tables.sources import Piece, locate_sources
 
 MAX_FILE_BYTES = 1_000_000_000
 """Larger image files are `too_big` unread: no picture within the pixel limit needs that much."""
@@ -32,9 +32,12 @@ _Problem = tuple[str, str]
 
 
 def read_rows(input_uri: str, pieces: Sequence[Piece], columns: Columns) -> pa.Table:
-    """The rows of a chunk's pieces, in order: exactly as many as the pieces say. Never raises for a bad input."""
+    """The rows of a chunk's pieces, in order: exactly as many as the pieces say, whatever is bad."""
+    locate = locate_sources(input_uri)
     tables = [
-        read_parquet_rows(input_uri, piece, columns) if piece.kind == "parquet" else read_image_file(input_uri, piece)
+        read_parquet_rows(locate(piece.path), piece, columns)
+        if piece.kind == "parquet"
+        else read_image_file(locate(piece.path), piece)
         for piece in pieces
     ]
     return pa.concat_tables(tables, promote_options="default").combine_chunks()
@@ -52,10 +55,10 @@ def label_chunk(table: pa.Table, chunk_id: str, plan: int) -> pa.Table:
     return pa.table(labels | {name: table[name] for name in table.column_names})
 
 
-def read_image_file(input_uri: str, piece: Piece) -> pa.Table:
+def read_image_file(uri: str, piece: Piece) -> pa.Table:
     """The one row of an image file; `changed` when it is no longer the version that was planned."""
     try:
-        entry, data = storage.fetch(source_uri(input_uri, piece.path), MAX_FILE_BYTES)
+        entry, data = storage.fetch(uri, MAX_FILE_BYTES)
         problem = _changed(entry, piece) or (None if data is not None else _too_big(entry))
     except storage.Unavailable:
         raise
@@ -65,12 +68,11 @@ def read_image_file(input_uri: str, piece: Piece) -> pa.Table:
     return _table([piece.path], piece.path, [0], image, [problem])
 
 
-def read_parquet_rows(input_uri: str, piece: Piece, columns: Columns) -> pa.Table:
+def read_parquet_rows(uri: str, piece: Piece, columns: Columns) -> pa.Table:
     """Rows `first_row` to `first_row + n_rows` of a table, from the row groups that hold them.
 
     A row group that cannot be read gives `unreadable` rows; the other rows are as they should be.
     """
-    uri = source_uri(input_uri, piece.path)
     try:
         table = _TablePart.find(uri, piece, columns).read()
     except storage.Unavailable:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -103,18 +104,20 @@ def check_input(uri: str) -> None:
         raise ConfigError(f"input {uri} does not exist: check the path, and that this machine sees it")
 
 
-def source_uri(input_uri: str, path: str) -> str:
-    """Where the input with this relative path is stored."""
-    return input_uri if storage.is_file(input_uri) else storage.join(input_uri, path)
+def locate_sources(input_uri: str) -> Callable[[str], str]:
+    """The function that tells where the input with a relative path is stored; whether it is one file is asked once."""
+    if storage.is_file(input_uri):
+        return lambda path: input_uri
+    return partial(storage.join, input_uri)
 
 
-def read_row_groups(input_uri: str, source: Source, columns: Columns) -> list[int]:
-    """Rows in each row group of a table, from its footer.
+def read_row_groups(uri: str, source: Source, columns: Columns) -> list[int]:
+    """Rows in each row group of the table that is stored at `uri`, from its footer.
 
     Raises StorageError when it cannot be opened (empty, cut off, not Parquet), SchemaError when its columns do not do.
     """
     try:
-        with storage.open_file(source_uri(input_uri, source.path)) as file:
+        with storage.open_file(uri) as file:
             metadata = pq.read_metadata(file)
         check_columns(read_table_schema(metadata), columns)
     except (pa.ArrowException, OSError, ValueError) as error:

@@ -77,9 +77,9 @@ def result_columns(run: Run, n_rows: int) -> dict[str, list[Any]]:
     return {name: [cell] * n_rows for name, cell in row.items()}
 
 
-def start_run(root: Path, rows: int = 3) -> tuple[Run, PlanLog]:
+def start_run(root: Path | str, rows: int = 3) -> tuple[Run, PlanLog]:
     """A planned run over `root/in` with its output in `root/out`."""
-    run = open_run(str(root / "out"), str(root / "in"), IDENTITY, LABELS)
+    run = open_run(f"{root}/out", f"{root}/in", IDENTITY, LABELS)
     return run, extend_plan(run.uri, run.input, ChunkConfig(rows=rows), Columns())
 
 
@@ -89,7 +89,7 @@ def commit_pending(run: Run, log: PlanLog) -> Iterator[ChunkRef]:
         yield ref
 
 
-def finished_run(root: Path, rows: int = 3) -> Run:
+def finished_run(root: Path | str, rows: int = 3) -> Run:
     """A finished run over whatever is in `root/in`."""
     run, log = start_run(root, rows)
     list(commit_pending(run, log))

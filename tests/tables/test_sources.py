@@ -6,7 +6,7 @@ import pytest
 
 from fcn_ray.errors import ConfigError, SchemaError, StorageError
 from fcn_ray.tables.columns import Columns
-from fcn_ray.tables.sources import IMAGE_SUFFIXES, Listing, Source, list_inputs, read_row_groups, source_uri
+from fcn_ray.tables.sources import IMAGE_SUFFIXES, Listing, Source, list_inputs, locate_sources, read_row_groups
 from tests.tables.making import write_images, write_table
 
 
@@ -33,8 +33,8 @@ def test_a_single_image(tmp_path: Path, suffix: str) -> None:
     write_images(tmp_path, f"one{suffix}", "other.png")
     (source,) = list_inputs(f"{tmp_path}/one{suffix}")
     assert (source.path, source.kind) == (f"one{suffix}", "image")
-    assert source_uri(f"{tmp_path}/one{suffix}", source.path) == f"{tmp_path}/one{suffix}"
-    assert source_uri(str(tmp_path), source.path) == f"{tmp_path}/one{suffix}"
+    assert locate_sources(f"{tmp_path}/one{suffix}")(source.path) == f"{tmp_path}/one{suffix}"
+    assert locate_sources(str(tmp_path))(source.path) == f"{tmp_path}/one{suffix}"
 
 
 def test_inputs_that_are_none(tmp_path: Path) -> None:
@@ -52,7 +52,6 @@ def _source(path: Path) -> Source:
 
 def test_row_groups_come_from_the_footer(tmp_path: Path) -> None:
     path = write_table(tmp_path / "t.parquet", 10, group=4)
-    assert read_row_groups(str(tmp_path), _source(path), Columns()) == [4, 4, 2]
     assert read_row_groups(str(path), _source(path), Columns()) == [4, 4, 2]
 
 
@@ -63,13 +62,13 @@ def test_tables_that_cannot_be_opened(tmp_path: Path) -> None:
         path = tmp_path / f"{name}.parquet"
         path.write_bytes(data)
         with pytest.raises(StorageError, match=f"not a readable Parquet file of {len(data)} bytes"):
-            read_row_groups(str(tmp_path), _source(path), Columns())
+            read_row_groups(str(path), _source(path), Columns())
 
 
 def test_a_table_without_images_is_refused_by_its_schema(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [1]}), tmp_path / "t.parquet")
     with pytest.raises(SchemaError, match="no column holds images, found a: int64"):
-        read_row_groups(str(tmp_path), _source(tmp_path / "t.parquet"), Columns())
+        read_row_groups(str(tmp_path / "t.parquet"), _source(tmp_path / "t.parquet"), Columns())
 
 
 def test_the_listing_names_some_and_counts_all(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,62 @@
+"""A labelling job from store to store, as a user calls it."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from fcn_ray import storage
+from fcn_ray.storage import requests
+from fcn_ray.tables.audit import audit
+from tests.pictures import jpeg, noise, png
+from tests.s3 import Shim, answer
+
+pytestmark = [pytest.mark.ray, pytest.mark.s3]
+
+
+def _segment(*settings: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fcn_ray", "segment", "s3://bucket/in", "s3://bucket/out", "--model"]
+    return subprocess.run(
+        [*command, "s3://bucket/model", "--set", "chunk.rows=4", *settings],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+
+
+@pytest.mark.slow
+def test_from_store_to_store(s3: Shim, tmp_path: Path, tiny_bundle: Path) -> None:
+    for path in tiny_bundle.iterdir():
+        storage.put_if_absent(f"s3://bucket/model/{path.name}", path.read_bytes())
+    for index in range(5):
+        storage.put_if_absent(f"s3://bucket/in/{index}.jpg", jpeg(noise(20 + index, 33)))
+    storage.put_if_absent("s3://bucket/in/bad.jpg", b"<html>")
+    rows = [png(noise(9, 9)), png(noise(33, 70)), None]
+    pq.write_table(pa.table({"image": pa.array(rows, pa.binary())}), tmp_path / "t.parquet")
+    storage.put_if_absent("s3://bucket/in/t.parquet", (tmp_path / "t.parquet").read_bytes())
+
+    s3.fail("GET", *[answer("503 Slow Down", "SlowDown")] * 3)
+    first = _segment("--set", "max_bad_fraction=0.5")
+    assert (first.returncode, first.stderr) == (0, ""), first.stdout
+    assert "9 images labelled" in first.stdout
+    report = audit("s3://bucket/out")
+    assert (report.findings, report.unfinished) == ([], [])
+    assert report.statuses == {"not_image": 1, "null": 1, "ok": 7}
+
+    s3.fail("none")
+    again = _segment("--set", "max_bad_fraction=0.5")
+    assert (again.returncode, "nothing to do: all 9 images were done before" in again.stdout) == (0, True)
+    assert not [path for method, path in s3.seen if method == "PUT" and "/masks/" in path]
+
+    storage.put_if_absent("s3://bucket/in/more.png", png(noise(8, 8)))
+    s3.fail("PUT", always=answer("503 Slow Down", "SlowDown"))
+    refused = _segment(FCN_RAY_PATIENCE_SECONDS="1")
+    assert refused.returncode == 9
+    assert "SlowDown" in refused.stderr
+    assert "the same command goes on" in refused.stderr
+    assert requests.PATIENCE_SECONDS >= 300

@@ -1,0 +1,110 @@
+"""Runs whose input and output lie in an object store that fails every now and then."""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fcn_ray import storage
+from fcn_ray.storage import requests
+from fcn_ray.tables.audit import audit
+from fcn_ray.tables.columns import Columns
+from fcn_ray.tables.commit import read_receipt
+from fcn_ray.tables.plan import pending_chunks, read_chunk
+from fcn_ray.tables.reading import read_rows
+from tests import s3 as faults
+from tests.s3 import Shim, answer
+from tests.tables.making import commit_pending, finished_run, png, start_run, write_table
+
+pytestmark = pytest.mark.s3
+
+ROOT = "s3://bucket/job"
+
+
+@pytest.fixture
+def collection(s3: Shim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shim:
+    """Seven images and a table of ten in the store, which is asked again without much ado."""
+    monkeypatch.setattr(requests, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(requests, "LONGEST_PAUSE", 0.01)
+    for index in range(7):
+        storage.put_if_absent(f"{ROOT}/in/{index % 3}/{index} #?.png", png(index))
+    storage.put_if_absent(f"{ROOT}/in/t.parquet", write_table(tmp_path / "t.parquet", 10).read_bytes())
+    return s3
+
+
+def test_a_run_in_a_store_is_a_run(collection: Shim) -> None:
+    run = finished_run(ROOT)
+    report = audit(f"{ROOT}/out")
+    assert (report.findings, report.unfinished, report.statuses) == ([], [], {"ok": 17})
+    collection.fail("none")
+    assert finished_run(ROOT) == run
+    assert [path for method, path in collection.seen if method in ("PUT", "DELETE")] == [
+        f"/bucket/job/out/run={run.run_id}/run.json"
+    ]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_nothing_is_lost_or_twice_in_a_store_that_fails(collection: Shim, seed: int) -> None:
+    """Every fourth request or so is refused, broken off, or done without a reply."""
+    rng = random.Random(seed)
+    kinds = [answer("503 Slow Down", "SlowDown"), answer("500 Oops", "InternalError"), faults.reset, faults.lose_reply]
+
+    def now_and_then(app: Any, environ: dict[str, Any], start_response: Any) -> Any:
+        fault = rng.choice(kinds) if rng.random() < 0.25 else None
+        return fault(app, environ, start_response) if fault else app(environ, start_response)
+
+    collection.fail("any", always=now_and_then)
+    finished_run(ROOT)
+    collection.fail("none")
+    report = audit(f"{ROOT}/out")
+    assert (report.findings, report.unfinished, report.statuses) == ([], [], {"ok": 17})
+
+
+def test_a_lost_reply_to_a_chunk_is_a_commit(collection: Shim) -> None:
+    run, log = start_run(ROOT)
+    collection.fail("PUT", faults.lose_reply)
+    first = next(commit_pending(run, log))
+    receipt = read_receipt(run, first.chunk_id)
+    assert receipt.n_rows == first.n_rows
+    assert first not in list(pending_chunks(log))
+
+
+def test_an_object_that_changed_or_went_is_a_row(collection: Shim) -> None:
+    run, log = start_run(ROOT, rows=10)
+    storage.replace(f"{ROOT}/in/0/0 #?.png", png(99))
+    storage.remove_folder(f"{ROOT}/in/1")
+    rows = [row for ref in pending_chunks(log) for row in _read(run, ref)]
+    found = {row["path"]: row["source_error"] for row in rows if row["source_error"]}
+    assert found == {"0/0 #?.png": "changed", "1/1 #?.png": "unreadable", "1/4 #?.png": "unreadable"}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "image"])
+def test_a_store_that_is_out_of_reach_is_no_fault_of_an_image(
+    collection: Shim, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    run, log = start_run(ROOT)
+    ref = next(ref for ref in pending_chunks(log) if read_chunk(run.uri, ref)[0].kind == kind)
+    pieces = read_chunk(run.uri, ref)
+    monkeypatch.setenv("FCN_RAY_PATIENCE_SECONDS", "0.05")
+    collection.fail("GET", always=answer("503 Slow Down", "SlowDown"))
+    with pytest.raises(storage.Unavailable, match="the same command goes on"):
+        read_rows(run.input, pieces, Columns())
+
+
+def test_a_table_is_not_quarantined_for_the_store(collection: Shim, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FCN_RAY_PATIENCE_SECONDS", "0.05")
+
+    def refuse_tables(app: Any, environ: dict[str, Any], start_response: Any) -> Any:
+        fault = answer("503 Slow Down", "SlowDown")
+        wanted = environ["PATH_INFO"].endswith(".parquet")
+        return fault(app, environ, start_response) if wanted else app(environ, start_response)
+
+    collection.fail("GET", always=refuse_tables)
+    with pytest.raises(storage.Unavailable):
+        start_run(ROOT)
+
+
+def _read(run: Any, ref: Any) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = read_rows(run.input, read_chunk(run.uri, ref), Columns()).to_pylist()
+    return rows
