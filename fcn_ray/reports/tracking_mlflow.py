@@ -72,7 +72,8 @@ class MLflow:
         run_id = self._open_run()
         try:
             if self._page is not None:
-                self._client.log_artifact(run_id, str(storage.local_path(self._page)))
+                text = storage.read_bytes(self._page).decode()
+                self._client.log_text(run_id, text, storage.stat(self._page).path)
         finally:
             self._client.set_terminated(run_id, status=outcome)
 

@@ -26,6 +26,7 @@ __all__ = [
     "exists",
     "fetch",
     "is_file",
+    "is_local",
     "join",
     "list_files",
     "list_folders",
@@ -54,9 +55,12 @@ each machine has from its own provider chain."""
 
 
 def _store(uri: str) -> Any:
-    if scheme_of(uri) == "file":
-        return local
-    return objects
+    return local if is_local(uri) else objects
+
+
+def is_local(uri: str) -> bool:
+    """True for a place in a file system, of this machine or of a network."""
+    return scheme_of(uri) == "file"
 
 
 def is_file(uri: str) -> bool:

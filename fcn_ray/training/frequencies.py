@@ -82,8 +82,8 @@ def count_labels(pieces: tuple[order.Piece, ...], columns: ingest.Columns, label
 
 def count_piece(piece: order.Piece, columns: ingest.Columns, labels: LabelSet) -> Counts:
     """Both counts (2, K) of one row group. Raises DataError or SchemaError that names the row or the column."""
-    file = pq.ParquetFile(storage.local_path(piece.path))
-    table = file.read_row_group(piece.row_group, columns=[columns.mask])
+    with storage.open_file(piece.path) as file:
+        table = pq.ParquetFile(file).read_row_group(piece.row_group, columns=[columns.mask])
     total = np.zeros((2, len(labels)), np.int64)
     for row, data in enumerate(ingest.encoded(table[columns.mask], piece, columns.mask)):
         key = f"{piece.key}#{piece.first_row + row}"

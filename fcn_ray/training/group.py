@@ -7,6 +7,7 @@ in job.py: a group knows nothing of the one before.
 from __future__ import annotations
 
 import asyncio
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -103,11 +104,22 @@ def fit(job: Job, count: int, orders: dict[str, Any]) -> None:
         scaling_config=ScalingConfig(num_workers=count, use_gpu=workers.gpus > 0, resources_per_worker=resources),
         run_config=RunConfig(
             name=f"run-{time.time_ns()}",
-            storage_path=storage.join(job.config.out, "ray"),
+            storage_path=_own_folder(job.config.out),
             # Whether to start again, from where and with how many, is decided by the driver (job.py).
             failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
         ),
     ).fit()
+
+
+def _own_folder(out: str) -> str:
+    """Where Ray keeps what it notes of a training; nothing of ours rests on it.
+
+    Ray does not read the address of an S3 server from the environment as we do, so beside an `out` in an object store
+    it is a folder of the machine.
+    """
+    if storage.is_local(out):
+        return storage.join(out, "ray")
+    return storage.join(tempfile.gettempdir(), "fcn_ray")
 
 
 def work(orders: dict[str, Any]) -> None:

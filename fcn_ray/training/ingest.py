@@ -60,7 +60,8 @@ def open_collection(uri: str, columns: Columns) -> Collection:
     labels: LabelSet | None = None
     for path, key in files:
         try:
-            footer = pq.read_metadata(storage.local_path(path))
+            with storage.open_file(path) as file:
+                footer = pq.read_metadata(file)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{path} is not a readable Parquet file: {error}") from error
         schema = footer.schema.to_arrow_schema()
@@ -103,9 +104,8 @@ def read_rows(read: Read, columns: Columns) -> pa.Table:
     """Encoded rows of one reading task: columns image, label (bytes) and key ("<path>#<row>")."""
     tables = []
     for piece in read.pieces:
-        table = pq.ParquetFile(storage.local_path(piece.path)).read_row_group(
-            piece.row_group, columns=[columns.image, columns.mask]
-        )
+        with storage.open_file(piece.path) as file:
+            table = pq.ParquetFile(file).read_row_group(piece.row_group, columns=[columns.image, columns.mask])
         keys = [f"{piece.key}#{piece.first_row + row}" for row in range(piece.n_rows)]
         image, label = (encoded(table[name], piece, name) for name in (columns.image, columns.mask))
         tables.append(pa.table({IMAGE: image, LABEL: label, KEY: keys}))

@@ -92,7 +92,7 @@ def prepare(config: TrainConfig) -> Job:
 def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
     weights = config.model.weights
     if weights and weights != IMAGENET:
-        if not storage.is_file(weights):
+        if not storage.local_path(weights).is_file():
             raise ConfigError(f"model.weights = {weights!r}: no such file; give one, {IMAGENET!r}, or null")
         weights = storage.absolute(weights)
     start = storage.absolute(config.model.start) if config.model.start else None

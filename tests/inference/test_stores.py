@@ -5,17 +5,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from fcn_ray import storage
+from fcn_ray.images.codec import encode_image
 from fcn_ray.storage import requests
 from fcn_ray.tables.audit import audit
-from tests.pictures import jpeg, noise, png
 from tests.s3 import Shim, answer
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
+
+
+def _image(height: int, width: int, kind: str = "PNG") -> bytes:
+    return encode_image(np.random.default_rng(height).integers(0, 256, (height, width, 3), np.uint8), kind)
 
 
 def _segment(*settings: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -34,15 +39,15 @@ def test_from_store_to_store(s3: Shim, tmp_path: Path, tiny_bundle: Path) -> Non
     for path in tiny_bundle.iterdir():
         storage.put_if_absent(f"s3://bucket/model/{path.name}", path.read_bytes())
     for index in range(5):
-        storage.put_if_absent(f"s3://bucket/in/{index}.jpg", jpeg(noise(20 + index, 33)))
+        storage.put_if_absent(f"s3://bucket/in/{index}.jpg", _image(20 + index, 33, "JPEG"))
     storage.put_if_absent("s3://bucket/in/bad.jpg", b"<html>")
-    rows = [png(noise(9, 9)), png(noise(33, 70)), None]
+    rows = [_image(9, 9), _image(33, 70), None]
     pq.write_table(pa.table({"image": pa.array(rows, pa.binary())}), tmp_path / "t.parquet")
     storage.put_if_absent("s3://bucket/in/t.parquet", (tmp_path / "t.parquet").read_bytes())
 
     s3.fail("GET", *[answer("503 Slow Down", "SlowDown")] * 3)
     first = _segment("--set", "max_bad_fraction=0.5")
-    assert (first.returncode, first.stderr) == (0, ""), first.stdout
+    assert first.returncode == 0, first.stderr
     assert "9 images labelled" in first.stdout
     report = audit("s3://bucket/out")
     assert (report.findings, report.unfinished) == ([], [])
@@ -53,7 +58,7 @@ def test_from_store_to_store(s3: Shim, tmp_path: Path, tiny_bundle: Path) -> Non
     assert (again.returncode, "nothing to do: all 9 images were done before" in again.stdout) == (0, True)
     assert not [path for method, path in s3.seen if method == "PUT" and "/masks/" in path]
 
-    storage.put_if_absent("s3://bucket/in/more.png", png(noise(8, 8)))
+    storage.put_if_absent("s3://bucket/in/more.png", _image(8, 8))
     s3.fail("PUT", always=answer("503 Slow Down", "SlowDown"))
     refused = _segment(FCN_RAY_PATIENCE_SECONDS="1")
     assert refused.returncode == 9

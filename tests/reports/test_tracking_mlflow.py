@@ -3,7 +3,7 @@ import sys
 
 import pytest
 
-from fcn_ray.errors import ConfigError
+from fcn_ray.errors import ConfigError, StorageError
 from fcn_ray.reports.tracking import follow
 from fcn_ray.reports.tracking_mlflow import PARAM_CHARACTERS, RUN_FILE, MLflow
 
@@ -127,7 +127,7 @@ def test_a_page_that_is_gone_leaves_the_run_ended(place):
     tracker = MLflow(place.uri, "streets", None, str(place.out))
     tracker.hear(START)
     tracker.hear({"kind": "page", "path": str(place.folder / "missing.html")})
-    with pytest.raises(OSError, match=r"missing\.html"):
+    with pytest.raises(StorageError, match=r"missing\.html"):
         tracker.close("FINISHED")
     assert place.runs()[0].info.status == "FINISHED"
 
