@@ -1,9 +1,9 @@
 """Storage by URI: list, read, and put if absent, which is the only way that results are written.
 
-`path` and `file://path` (storage/local.py) and the object stores `s3://`, `gs://` and `az://` (storage/objects.py) get
-the same functions. `replace` exists for files that only inform (status.json): nothing that safety rests on is ever
-overwritten. Every function raises StorageError, with the place and the reason, when a store
-does not do it: Unavailable when nothing can be known of the file, because the store does not answer or knows us not.
+`path` and `file://path` (storage/local.py), and `s3://bucket/key` of S3 and what speaks its protocol (storage/objects.py),
+get the same functions. `replace` exists for files that only inform (status.json): nothing that safety rests on is ever
+overwritten. Every function raises StorageError, with the place and the reason, when a store does not do it; Unavailable
+when nothing can be known of the file, because the store does not answer, or does not know us.
 """
 
 from __future__ import annotations
@@ -45,9 +45,6 @@ SETTINGS = (
     "AWS_ENDPOINT_URL_S3",
     "AWS_REGION",
     "AWS_DEFAULT_REGION",
-    "AZURE_STORAGE_ACCOUNT_NAME",
-    "AZURE_STORAGE_ENDPOINT",
-    "GOOGLE_BASE_URL",
     "FCN_RAY_PATIENCE_SECONDS",
 )
 """Environment variables that say where a store is, which every process of a job must share. Never credentials: those

@@ -1,4 +1,4 @@
-"""Object stores: the functions of storage over six requests, which s3.py and clouds.py make.
+"""Object stores: the functions of storage over a few requests, which s3.py makes.
 
 A folder is what the keys below it say it is. Every read of an open object is of the version that was there when it was
 opened. Writes are one conditional PUT: "already there" may also mean an earlier try of ours whose reply was lost, so
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from fcn_ray.errors import ConfigError, StorageError
-from fcn_ray.storage import clouds, s3
+from fcn_ray.storage import s3
 from fcn_ray.storage.requests import Found, Missing, Taken
 from fcn_ray.storage.uris import Entry, is_hidden, scheme_of, split
 
@@ -20,8 +20,12 @@ READ_AHEAD = 1 << 18
 """Bytes that a small read of an open object fetches."""
 
 
+STORES = {"s3": s3}
+"""Scheme -> the module that makes its requests."""
+
+
 def _requests(uri: str) -> Any:
-    return s3 if scheme_of(uri) == "s3" else clouds
+    return STORES[scheme_of(uri)]
 
 
 def is_file(uri: str) -> bool:

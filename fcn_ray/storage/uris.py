@@ -9,7 +9,7 @@ from pathlib import Path
 from fcn_ray.errors import ConfigError
 
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*)://")
-OBJECT_SCHEMES = ("s3", "gs", "az")
+OBJECT_SCHEMES = ("s3",)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,13 +22,11 @@ class Entry:
 
 
 def scheme_of(uri: str) -> str:
-    """`file`, `s3`, `gs` or `az`. Raises ConfigError for any other, and for URIs that carry credentials or a query."""
+    """`file` or `s3`. Raises ConfigError for any other, and for URIs that carry credentials or a query."""
     match = _SCHEME.match(uri)
     scheme = match[1].lower() if match else "file"
     if scheme not in ("file", *OBJECT_SCHEMES):
-        raise ConfigError(
-            f"{scheme}:// is not a place that can be read or written: use a path, file://, s3://, gs:// or az://"
-        )
+        raise ConfigError(f"{scheme}:// is not a place that can be read or written: use a path, file:// or s3://")
     if scheme != "file":
         bucket = uri[len(match[0]) :].partition("/")[0] if match else ""
         if not bucket:

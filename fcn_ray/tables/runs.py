@@ -49,7 +49,7 @@ def open_run(
 
     `about` (versions, settings that do not change masks) is kept from the job that began the run, for people to read.
     Writes nothing and raises ForeignOutputError when the folder, or the run in it, is another job's; ConfigError when
-    there is no input, or output and input lie in one another.
+    there is no input, output and input lie in one another, or the store cannot put if absent.
     """
     output, input_uri = storage.absolute(output), storage.absolute(input_uri)
     check_output(output, input_uri)
@@ -57,8 +57,14 @@ def open_run(
     run = Run(run_uri(output, fingerprint(identity, labels)), fingerprint(identity, labels), input_uri, labels)
     document = {"run": run.run_id, "input": input_uri, **described, "about": dict(about or {})}
     uri = storage.join(run.uri, "run.json")
-    if not storage.put_if_absent(uri, (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()):
+    data = (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
+    if not storage.put_if_absent(uri, data):
         _check_same(uri, document)
+    elif storage.put_if_absent(uri, data):
+        raise ConfigError(
+            f"output {output}: this store overwrites what it is asked to put if absent (If-None-Match), so two jobs could "
+            "lose one another's results; choose a store that knows conditional writes"
+        )
     return run
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from fcn_ray import storage
+from fcn_ray.errors import ConfigError
 from fcn_ray.storage import requests
 from fcn_ray.tables.audit import audit
 from fcn_ray.tables.columns import Columns
@@ -103,6 +104,16 @@ def test_a_table_is_not_quarantined_for_the_store(collection: Shim, monkeypatch:
     collection.fail("GET", always=refuse_tables)
     with pytest.raises(storage.Unavailable):
         start_run(ROOT)
+
+
+def test_a_store_that_ignores_conditions_is_refused(collection: Shim) -> None:
+    def ignore(app: Any, environ: dict[str, Any], start_response: Any) -> Any:
+        return app({name: value for name, value in environ.items() if name != "HTTP_IF_NONE_MATCH"}, start_response)
+
+    collection.fail("PUT", always=ignore)
+    for _ in range(2):
+        with pytest.raises(ConfigError, match="choose a store that knows conditional writes"):
+            start_run(ROOT)
 
 
 def _read(run: Any, ref: Any) -> list[dict[str, Any]]:
