@@ -62,8 +62,8 @@ def open_run(
         _check_same(uri, document)
     elif storage.put_if_absent(uri, data):
         raise ConfigError(
-            f"output {output}: this store overwrites what it is asked to put if absent (If-None-Match), so two jobs could "
-            "lose one another's results; choose a store that knows conditional writes"
+            f"output {output}: this store overwrites what it is asked to put if absent (If-None-Match), so two jobs "
+            "could lose one another's results; choose a store that knows conditional writes"
         )
     return run
 
