@@ -1,9 +1,9 @@
 """Storage by URI: list, read, and put if absent, which is the only way that results are written.
 
 `path` and `file://path` (storage/local.py), and `s3://bucket/key` of S3, or of what speaks its protocol
-(storage/objects.py), get the same functions. `replace` exists for files that only inform (status.json): nothing that safety rests on is ever
-overwritten. Every function raises StorageError, with the place and the reason, when a store does not do it; Unavailable
-when nothing can be known of the file, because the store does not answer, or does not know us.
+(storage/objects.py), get the same functions. `replace` exists for files that only inform (status.json): nothing that
+safety rests on is ever overwritten. Every function raises StorageError, with the place and the reason, when a store
+does not do it; Unavailable when nothing can be known of the file: the store does not answer, or does not know us.
 """
 
 from __future__ import annotations
