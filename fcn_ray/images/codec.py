@@ -1,17 +1,7 @@
 """Encoded bytes <-> arrays. Every image that training and inference see was decoded here, by the same rules.
 
 Content decides, never a name. The header is checked before pixels are decoded. ICC profiles are not applied.
-What is unusual about an image that decodes is told by a flag:
-
-==============  ====================================================================================================
-exif_rotated    EXIF orientation applied: the array is upright
-cmyk            CMYK or YCCK converted to RGB without a colour profile
-sixteen_bit     16 bits per channel scaled to 8 over the whole range: grey by round(v / 257), colours by v >> 8
-float           floating-point grey: values within 0..1 times 255, others clipped to 0..255; rounded
-alpha           transparency dropped: colours stay as stored, as in most loaders (the classes decide, not the matte)
-palette         palette looked up
-multi_frame     only the first frame of an animation or of several pages was read
-==============  ====================================================================================================
+What is done with CMYK, 16 bits, palettes... and the flag that tells, is in rules.py.
 """
 
 from __future__ import annotations
@@ -19,57 +9,27 @@ from __future__ import annotations
 import io
 import struct
 import zlib
-from dataclasses import dataclass
 
 import numpy as np
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 # Image.open knows BMP, GIF, JPEG and PNG from the start; to find these two it would load all of Pillow's parsers.
 from PIL import TiffImagePlugin as TiffImagePlugin
 from PIL import WebPImagePlugin as WebPImagePlugin
 
 from fcn_ray.errors import DataError
-from fcn_ray.images.formats import ACCEPTED, is_cut, png_damage, sniff
+from fcn_ray.images.formats import ACCEPTED, damage, is_cut, sniff
 from fcn_ray.images.geometry import Pixels
+from fcn_ray.images.headers import Header, read_header
+from fcn_ray.images.rules import Decoded as Decoded
+from fcn_ray.images.rules import ImageError as ImageError
+from fcn_ray.images.rules import apply_rules, raw_mode
 
 LABEL_FORMATS = ("PNG", "TIFF", "BMP", "GIF")
 """Lossless formats; JPEG and WebP blend the ids of neighbours."""
 
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""EXIF orientation -> what makes the picture upright (1 is upright already)."""
-
-_MODE_FLAGS = {"CMYK": "cmyk", "P": "palette", "PA": "palette", "F": "float"}
-
 _GREY_STEPS = {"L;2": 85, "L;4": 17}
-"""Pillow stretches 2- and 4-bit grey to 0..255; ids are the value divided by this step."""
-
-
-class ImageError(Exception):
-    """An image that cannot be had. Not an FcnRayError: a bad image becomes a row with `status` and `message`."""
-
-    def __init__(self, status: str, message: str) -> None:
-        super().__init__(status, message)
-        self.status = status
-        self.message = message
-
-    def __str__(self) -> str:
-        return self.message
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Decoded:
-    """`pixels` (H, W, 3) uint8 RGB, perhaps read-only, and what was unusual about the image."""
-
-    pixels: Pixels
-    flags: tuple[str, ...] = ()
+"""Pillow stretches 2- and 4-bit grey to 0..255; ids are the value divided by this step. "L;2I", "L;4R"... likewise."""
 
 
 def decode_image(data: bytes | None, max_pixels: int) -> Decoded:
@@ -81,20 +41,43 @@ def decode_image(data: bytes | None, max_pixels: int) -> Decoded:
     if data is None:
         raise ImageError("null", "the cell holds no bytes")
     name = _accepted_format(data)
+    header = read_header(data, name)
     try:
-        if name == "PNG" and (damage := png_damage(data)):
-            raise ImageError(*damage)
+        _check_whole(data, name)
+        if header is not None:
+            _check_size(header.height, header.width, max_pixels)
+            if header.denied:
+                raise ImageError("format_denied", header.denied)
         with Image.open(io.BytesIO(data), formats=(name,)) as image:
-            if image.width * image.height > max_pixels:
-                raise ImageError("too_big", f"{image.height} x {image.width} pixels, the limit is {max_pixels}")
-            return _decode(image)
+            _check_size(image.height, image.width, max_pixels)  # a GIF grows with its first frame
+            return apply_rules(image)
     except ImageError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning, MemoryError) as error:
-        raise ImageError("too_big", str(error) or f"no memory to decode {len(data)} bytes of {name}") from error
     except Exception as error:  # Pillow raises OSError, ValueError, SyntaxError, struct.error... on damaged images
-        cut = is_cut(data, name) or "truncated" in str(error)
-        raise ImageError("truncated" if cut else "corrupt", f"{name}, {len(data)} bytes: {_brief(error)}") from error
+        raise _explain(error, data, name, header) from error
+
+
+def _check_whole(data: bytes, name: str) -> None:
+    if found := damage(data, name):
+        raise ImageError(*found)
+
+
+def _check_size(height: int, width: int, max_pixels: int) -> None:
+    if height * width > max_pixels:
+        raise ImageError("too_big", f"{height} x {width} pixels, the limit is {max_pixels}")
+
+
+def _explain(error: Exception, data: bytes, name: str, header: Header | None) -> ImageError:
+    """What it means that Pillow raised `error`."""
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning | MemoryError):
+        return ImageError("too_big", str(error) or f"no memory to decode {len(data)} bytes of {name}")
+    if is_cut(data, name) or "truncated" in str(error):
+        status = "truncated"
+    elif "Unsupported" in str(error) or (name == "TIFF" and header and isinstance(error, UnidentifiedImageError)):
+        status = "format_denied"  # nothing is wrong with it
+    else:
+        status = "corrupt"
+    return ImageError(status, f"{name}, {len(data)} bytes: {_brief(error)}")
 
 
 def decode_label(data: bytes | None, where: str = "label") -> Pixels:
@@ -106,8 +89,7 @@ def decode_label(data: bytes | None, where: str = "label") -> Pixels:
         name = _accepted_format(data or b"")
         if name not in LABEL_FORMATS:
             raise DataError(f"{where}: {name} is lossy and blends class ids; store labels as 8-bit PNG")
-        if name == "PNG" and (damage := png_damage(data or b"")):
-            raise ImageError(*damage)
+        _check_whole(data or b"", name)
         with Image.open(io.BytesIO(data or b""), formats=(name,)) as image:
             return _ids(image, where)
     except DataError:
@@ -159,48 +141,14 @@ def _accepted_format(data: bytes) -> str:
     return name
 
 
-def _decode(image: Image.Image) -> Decoded:
-    flags = [_MODE_FLAGS[image.mode]] if image.mode in _MODE_FLAGS else []
-    if ";16" in _raw_mode(image):
-        flags.append("sixteen_bit")
-    turned = _orientation(image) in _UPRIGHT  # asked first: loading a TIFF turns it upright and forgets
-    image.load()
-    orientation = _orientation(image)
-    if turned or orientation in _UPRIGHT:
-        flags.append("exif_rotated")
-    if image.has_transparency_data:
-        flags.append("alpha")
-    upright = image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
-    pixels = _rgb(upright)
-    if getattr(image, "is_animated", False):  # asked last: it moves on to the second frame
-        flags.append("multi_frame")
-    return Decoded(pixels, tuple(flags))
-
-
-def _rgb(image: Image.Image) -> Pixels:
-    """Pixels of a loaded image as RGB; the rules are in the table above."""
-    if image.mode == "RGB":
-        return np.asarray(image)  # no convert: it would copy
-    if image.mode.startswith("I;16"):
-        grey = (np.asarray(image).astype(np.uint32) + 128) // 257
-    elif image.mode == "F":
-        values = np.asarray(image)
-        if not np.isfinite(values).all():
-            raise ImageError("non_finite", "floating-point pixels hold NaN or infinity")
-        unit = values.min() >= 0 and values.max() <= 1
-        grey = np.rint(np.clip(values * (255.0 if unit else 1.0), 0, 255))
-    elif image.mode == "I":
-        raise ImageError("format_denied", "32-bit integer pixels have no agreed range; store 8 or 16 bits")
-    else:
-        return np.asarray(image.convert("RGB"))
-    return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
-
-
 def _ids(image: Image.Image, where: str) -> Pixels:
-    raw = _raw_mode(image)
+    raw = raw_mode(image)
     ids = np.asarray(image)
     if image.mode in ("L", "P", "1"):
-        return ids.astype(np.uint8) // np.uint8(_GREY_STEPS.get(raw, 1))
+        ids = ids.astype(np.uint8)
+        if "I" in raw.partition(";")[2]:  # a TIFF whose white is 0, which Pillow has turned over
+            ids = (1 if image.mode == "1" else 255) - ids
+        return ids // np.uint8(_GREY_STEPS.get(raw[:3], 1))
     if image.mode == "I" or image.mode.startswith("I;16"):
         if ids.min() < 0 or ids.max() > 255:
             raise DataError(
@@ -211,22 +159,6 @@ def _ids(image: Image.Image, where: str) -> Pixels:
         f"{where}: found {image.mode} colours, expected one channel of class ids; "
         "map each colour to its id and store an 8-bit PNG"
     )
-
-
-def _raw_mode(image: Image.Image) -> str:
-    """How the pixels lie in the file, for example "RGB;16B"; empty where Pillow's plugin does not tell."""
-    tiles = getattr(image, "tile", None)
-    if not tiles:
-        return ""
-    arguments = tiles[0].args
-    return str(arguments[0] if isinstance(arguments, tuple) else arguments)
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
-    except Exception:  # a broken EXIF block says nothing against the pixels
-        return 1
 
 
 def _png_chunk(kind: bytes, content: bytes) -> bytes:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import struct
 import zlib
 
+from fcn_ray.images import tiff
+from fcn_ray.images.headers import jpeg_segments
+
 ACCEPTED = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 """Formats that are decoded, by Pillow's names. MPO (two-picture JPEG of cameras and phones) comes in as JPEG.
 
@@ -27,8 +30,11 @@ _SIGNATURES: tuple[tuple[str, int, bytes], ...] = (
     ("PDF", 0, b"%PDF"),
     ("PSD", 0, b"8BPS"),
     ("AVIF", 4, b"ftypavif"),
+    ("AVIF", 4, b"ftypavis"),
     ("HEIC", 4, b"ftyphei"),
+    ("HEIC", 4, b"ftyphev"),
     ("HEIC", 4, b"ftypmif1"),
+    ("HEIC", 4, b"ftypmsf1"),
     ("JPEG 2000", 0, b"\x00\x00\x00\x0cjP  "),
     ("JPEG 2000", 0, b"\xff\x4f\xff\x51"),
     ("JPEG XL", 0, b"\x00\x00\x00\x0cJXL "),
@@ -58,11 +64,18 @@ def sniff(data: bytes) -> str | None:
     return None
 
 
-def png_damage(data: bytes) -> tuple[str, str] | None:
-    """(status, message) when a PNG is cut or changed, else None.
+def damage(data: bytes, name: str) -> tuple[str, str] | None:
+    """(status, message) when a file of the accepted format `name` is cut or changed in a way that Pillow takes."""
+    if name == "PNG":
+        return _png_damage(data)
+    return _jpeg_damage(data) if name == "JPEG" else None
 
-    Walks the chunks up to IEND and checks their CRCs. Pillow's `load` accepts wrong CRCs and a missing end, and its
-    `verify` accepts an end without CRC; both tell the cases apart by the wording of their messages only.
+
+def _png_damage(data: bytes) -> tuple[str, str] | None:
+    """Walks the chunks up to IEND and checks their CRCs.
+
+    Pillow's `load` accepts wrong CRCs and a missing end, and its `verify` accepts an end without CRC; both tell the
+    cases apart by the wording of their messages only.
     """
     view, position = memoryview(data), 8
     while position + 12 <= len(data):
@@ -72,10 +85,25 @@ def png_damage(data: bytes) -> tuple[str, str] | None:
             break
         if zlib.crc32(view[position + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
             return "corrupt", f"PNG chunk {kind!r} at byte {position} does not match its checksum"
+        if position == 8 and (kind != b"IHDR" or data[26:29] not in (b"\0\0\0", b"\0\0\1")):
+            return "corrupt", f"PNG begins with {data[8:29]!r}, which is no header that PNG has"
         if kind == b"IEND":
             return None
         position = end
     return "truncated", f"PNG ends after {len(data)} bytes, before its IEND chunk"
+
+
+def _jpeg_damage(data: bytes) -> tuple[str, str] | None:
+    """Looks for the end mark behind the first scan: where zeros stand for what was cut off, Pillow decodes them."""
+    try:
+        *_, (_, scan) = jpeg_segments(data)
+    except (struct.error, IndexError):
+        if data.endswith(b"\xff\xd9"):
+            return None  # whole, but no JPEG: Pillow says why
+        return "truncated", f"JPEG ends after {len(data)} bytes, before its first scan"
+    if data.rfind(b"\xff\xd9") < scan:
+        return "truncated", f"JPEG of {len(data)} bytes has no end mark"
+    return None
 
 
 def is_cut(data: bytes, name: str) -> bool:
@@ -84,21 +112,12 @@ def is_cut(data: bytes, name: str) -> bool:
     Asked only after decoding has failed: writers get these fields wrong in files that decode well.
     """
     try:
-        if name == "JPEG":
-            return b"\xff\xd9" not in data
         if name == "GIF":
             return not data.rstrip(b"\x00").endswith(b";")
         if name == "WEBP":
             return len(data) < 8 + int(struct.unpack_from("<I", data, 4)[0])
         if name == "BMP":
             return len(data) < int(struct.unpack_from("<I", data, 2)[0])
-        return name == "TIFF" and len(data) <= _tiff_directory(data)
+        return name == "TIFF" and len(data) < tiff.expected_bytes(data)
     except struct.error:
         return True
-
-
-def _tiff_directory(data: bytes) -> int:
-    """Offset in bytes of the first image directory, which many writers put at the end."""
-    order = "<" if data.startswith(b"II") else ">"
-    big = data[2:4] in (b"+\x00", b"\x00+")
-    return int(struct.unpack_from(order + ("Q" if big else "I"), data, 8 if big else 4)[0])

@@ -30,7 +30,7 @@ from fcn_ray.tables.schema import OK
 
 logger = logging.getLogger(__name__)
 
-DECODER_VERSION = 1
+DECODER_VERSION = 2
 """Part of a run's fingerprint: changes when the pixels that the network sees of the same bytes do."""
 
 

@@ -34,6 +34,8 @@ def stat(uri: str) -> Entry:
         return _entry(path.name, path.stat())
     except OSError as error:
         raise StorageError(f"{uri} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # a NUL in the name
+        raise StorageError(f"{uri!r} cannot be read: {error}") from error
 
 
 def absolute(uri: str) -> str:

@@ -20,6 +20,10 @@ _BATCH_ROWS = 32
 _READ_BUFFER = 1 << 20
 """Bytes read at a time from a column: with a buffer, pyarrow loads page by page rather than the whole row group."""
 
+_WHOLE_BYTES = 32 << 20
+"""Columns of a row group up to this size are read whole. With a buffer, pyarrow allocates, and touches, what a damaged
+page header says, which is up to 2 GiB; from memory it takes what is there."""
+
 
 class _Key(NamedTuple):
     uri: str
@@ -31,17 +35,22 @@ class _Key(NamedTuple):
 class _Cursor:
     """An open row group and the place in it."""
 
-    def __init__(self, key: _Key) -> None:
+    def __init__(self, key: _Key, batch_rows: int) -> None:
         self._file = storage.open_file(key.uri)
+        metadata = pq.read_metadata(self._file)
         parquet = pq.ParquetFile(
-            self._file, pre_buffer=False, buffer_size=_READ_BUFFER, page_checksum_verification=True
+            self._file,
+            metadata=metadata,
+            pre_buffer=False,
+            buffer_size=_buffer_size(metadata.row_group(key.group), key.columns),
+            page_checksum_verification=True,
         )
         self._batches = parquet.iter_batches(
-            _BATCH_ROWS, row_groups=[key.group], columns=list(key.columns), use_threads=False
+            batch_rows, row_groups=[key.group], columns=list(key.columns), use_threads=False
         )
         self._rest: pa.RecordBatch | None = None
         self.position = 0
-        self.size = parquet.metadata.row_group(key.group).num_rows
+        self.size = metadata.row_group(key.group).num_rows
 
     def read(self, start: int, count: int) -> pa.Table:
         """Rows `start` to `start + count`; `start` is not before `position`."""
@@ -60,6 +69,12 @@ class _Cursor:
         self._file.close()
 
 
+def _buffer_size(group: pq.RowGroupMetaData, columns: Sequence[str]) -> int:
+    leaves = (group.column(index) for index in range(group.num_columns))
+    size = sum(leaf.total_compressed_size for leaf in leaves if leaf.path_in_schema.partition(".")[0] in columns)
+    return 0 if 0 <= size <= _WHOLE_BYTES else _READ_BUFFER
+
+
 _idle: dict[_Key, _Cursor] = {}
 """At most one cursor, which waits for a later slice; whoever uses it takes it out."""
 
@@ -70,11 +85,18 @@ def read_slice(uri: str, version: str, group: int, columns: Sequence[str], start
     Raises what storage and pyarrow raise, and ValueError when the row group is too short.
     """
     key = _Key(uri, version, group, tuple(sorted(columns)))
+    try:
+        return _read(key, start, count, _BATCH_ROWS)
+    except pa.ArrowNotImplementedError:  # 2 GiB of images in one batch, in a struct: pyarrow would have to cut it
+        return _read(key, start, count, 1)
+
+
+def _read(key: _Key, start: int, count: int, batch_rows: int) -> pa.Table:
     cursor = _idle.pop(key, None)
     while _idle:
         _idle.popitem()[1].close()
     if cursor is None or cursor.position > start:
-        cursor = _Cursor(key)
+        cursor = _Cursor(key, batch_rows)
     try:
         table = cursor.read(start, count)
     except StopIteration:

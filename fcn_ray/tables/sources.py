@@ -22,6 +22,9 @@ TABLE_SUFFIX = ".parquet"
 MAX_NAMED = 1000
 """Most quarantined files that are kept by name; all are counted."""
 
+MAX_ROWS_PER_BYTE = 1000
+"""A table that says to have more rows for each byte of its file is taken for damaged: its plan would never end."""
+
 Kind = Literal["parquet", "image"]
 
 
@@ -114,7 +117,8 @@ def locate_sources(input_uri: str) -> Callable[[str], str]:
 def read_row_groups(uri: str, source: Source, columns: Columns) -> list[int]:
     """Rows in each row group of the table that is stored at `uri`, from its footer.
 
-    Raises StorageError when it cannot be opened (empty, cut off, not Parquet), SchemaError when its columns do not do.
+    Raises StorageError when it cannot be opened (empty, cut off, not Parquet) or its numbers of rows cannot be true,
+    SchemaError when its columns do not do.
     """
     try:
         with storage.open_file(uri) as file:
@@ -122,7 +126,13 @@ def read_row_groups(uri: str, source: Source, columns: Columns) -> list[int]:
         check_columns(read_table_schema(metadata), columns)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise StorageError(f"not a readable Parquet file of {source.size} bytes: {error}") from error
-    return [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+    rows = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+    if sum(rows) != metadata.num_rows or min(rows, default=0) < 0 or sum(rows) > MAX_ROWS_PER_BYTE * source.size:
+        raise StorageError(
+            f"not a readable Parquet file of {source.size} bytes: its footer tells of {metadata.num_rows} rows, of "
+            f"{sum(rows)} in {len(rows)} row groups"
+        )
+    return rows
 
 
 def _source(entry: storage.Entry) -> Source | None:

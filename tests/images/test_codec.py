@@ -1,4 +1,4 @@
-"""Every row of the catalogue of bad and odd images, generated here."""
+"""Decoding and encoding. The whole catalogue of bad and odd images is in test_catalogue.py."""
 
 import io
 import pickle
@@ -16,6 +16,7 @@ from fcn_ray.errors import DataError
 from fcn_ray.images.codec import ImageError, decode_image, decode_label, encode_image, encode_mask
 from fcn_ray.images.formats import sniff
 from fcn_ray.tables.schema import BAD_STATUSES
+from tests.images import tiffs
 
 LIMIT = 1_000_000
 NOISE = np.random.default_rng(7).integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -154,7 +155,7 @@ ODD = {
     ),
     "colour profile": (
         encoded(PICTURE, "PNG", icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()),
-        (),
+        ("icc_profile",),
     ),
 }
 
@@ -287,6 +288,14 @@ GOOD_LABELS = {
     "grey png of 4 bits": (png(2, 1, 4, 0, b"\0\x1f"), [[1, 15]]),
     "16 bits": (encoded(Image.fromarray(IDS.astype(np.uint16)), "PNG"), IDS),
     "tiff": (encoded(Image.fromarray(IDS), "TIFF"), IDS),
+    **{
+        f"tiff of {bits} bits, white is {white}": (
+            tiffs.strip(IDS >> 8 - bits, bits, 1 - white, compression),
+            IDS >> 8 - bits,
+        )
+        for bits, compression in ((1, 1), (2, 8), (4, 1), (8, 8))
+        for white in (0, 1)
+    },
 }
 
 

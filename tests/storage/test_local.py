@@ -144,6 +144,11 @@ def test_what_is_no_file_cannot_be_read(tmp_path: Path, name: str) -> None:
         storage.read_bytes(f"{tmp_path}/{name}")
 
 
+def test_a_name_that_no_file_can_have_is_a_storage_error(tmp_path: Path) -> None:
+    with pytest.raises(StorageError, match="cannot be read: embedded null"):
+        storage.stat(f"{tmp_path}/nul\0l")
+
+
 def test_uris(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "a").mkdir()

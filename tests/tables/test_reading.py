@@ -183,11 +183,27 @@ def test_text_that_is_not_utf8_is_mended(tmp_path: Path) -> None:
     assert [row["image_id"] for row in read] == ["caf�", "ok", "t.parquet#2"]
 
 
+def test_more_than_pyarrow_takes_in_one_batch_is_read_row_by_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A struct column of 2 GiB in one batch, which is too much for a test, raises this."""
+    path = write_table(tmp_path / "t.parquet", 9, group=9)
+    iter_batches = pq.ParquetFile.iter_batches
+
+    def refuse_many(self: pq.ParquetFile, rows: int, **options: Any) -> Any:
+        if rows > 1:
+            raise pa.ArrowNotImplementedError("Nested data conversions not implemented for chunked array outputs")
+        return iter_batches(self, rows, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", refuse_many)
+    assert [_status(row) for row in _read(path, 2, 5)] == [(b"image %d" % row, None) for row in range(2, 7)]
+
+
 def test_chunks_of_one_row_group_read_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_table(tmp_path / "t.parquet", 300, group=300, name=list(range(300)))
     made = []
     open_cursor = cursor._Cursor
-    monkeypatch.setattr(cursor, "_Cursor", lambda key: made.append(key) or open_cursor(key))
+    monkeypatch.setattr(cursor, "_Cursor", lambda *key: made.append(key) or open_cursor(*key))
     for first in (0, 40, 100, 250):  # another process did the chunks between
         assert [row["name"] for row in _read(path, first, 40)] == list(range(first, first + 40))
     assert len(made) == 1

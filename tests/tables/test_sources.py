@@ -65,6 +65,14 @@ def test_tables_that_cannot_be_opened(tmp_path: Path) -> None:
             read_row_groups(str(path), _source(path), Columns())
 
 
+def test_a_table_of_more_rows_than_can_be_true_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A footer may say 2**62, and planning would not end; to write one takes more than this test has."""
+    path = write_table(tmp_path / "t.parquet", 5)
+    monkeypatch.setattr("fcn_ray.tables.sources.MAX_ROWS_PER_BYTE", 0)
+    with pytest.raises(StorageError, match="its footer tells of 5 rows, of 5 in 2 row groups"):
+        read_row_groups(str(tmp_path), _source(path), Columns())
+
+
 def test_a_table_without_images_is_refused_by_its_schema(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [1]}), tmp_path / "t.parquet")
     with pytest.raises(SchemaError, match="no column holds images, found a: int64"):
