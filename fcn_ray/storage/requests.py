@@ -33,7 +33,11 @@ class Missing(StorageError):  # noqa: N818 (names say what was found)
 
 
 class Unavailable(StorageError):  # noqa: N818
-    """The store as a whole cannot be used, or not by us: nothing is known of the object."""
+    """The store does not answer, or not any more: nothing is known of the object."""
+
+
+class Refused(StorageError):  # noqa: N818
+    """The place cannot be used by us: no credentials, no such bucket, another region."""
 
 
 class Taken(Exception):  # noqa: N818

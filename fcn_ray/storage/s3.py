@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from fcn_ray.errors import StorageError
-from fcn_ray.storage.requests import Found, Missing, Passing, Taken, Unavailable, patiently
+from fcn_ray.storage.requests import Found, Missing, Passing, Refused, Taken, Unavailable, patiently
 from fcn_ray.storage.uris import split
 
 T = TypeVar("T")
@@ -25,10 +25,12 @@ PAGE_KEYS = 1000
 """Keys in a page of a listing; no store gives more."""
 
 _REGION = "the bucket is in another region: set AWS_REGION"
-_HOPELESS = {
+_ENDED = {
     "InvalidAccessKeyId": "the store does not know this access key",
     "SignatureDoesNotMatch": "the secret key does not belong to the access key",
     "ExpiredToken": "the credentials have expired: renew them",
+}
+_NO_PLACE = {
     "NoSuchBucket": "there is no such bucket",
     "PermanentRedirect": _REGION,
     "301": _REGION,
@@ -180,7 +182,7 @@ def _try(uri: str, request: Callable[[Any], T]) -> T:
     except ClientError as error:
         raise _explain(uri, error.response) from error
     except (NoCredentialsError, PartialCredentialsError) as error:
-        raise Unavailable(
+        raise Refused(
             f"{uri}: no credentials found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give "
             "the machine a role"
         ) from error
@@ -199,6 +201,8 @@ def _explain(uri: str, answer: Any) -> Exception:
         return Taken()
     if code in ("NoSuchKey", "404", "NotFound"):
         return Missing(f"{uri} does not exist")
-    if code in _HOPELESS:
-        return Unavailable(f"{uri}: {code}: {_HOPELESS[code]}")
+    if code in _ENDED:
+        return Unavailable(f"{uri}: {code}: {_ENDED[code]}")
+    if code in _NO_PLACE:
+        return Refused(f"{uri}: {code}: {_NO_PLACE[code]}")
     return StorageError(f"{uri}: {code}: {_REFUSALS.get(code) or about.get('Message') or 'refused by the store'}")

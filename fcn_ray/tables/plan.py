@@ -124,7 +124,7 @@ def _extend_once(log: PlanLog, input_uri: str, limits: ChunkConfig, columns: Col
     def row_groups(source: Source) -> list[int]:
         try:
             return read_row_groups(locate(source.path), source, columns)
-        except storage.Unavailable:  # no fault of the table
+        except (storage.Unavailable, storage.Refused):  # no fault of the table
             raise
         except (SchemaError, StorageError) as error:
             listing.quarantine(source.path, error)

@@ -60,7 +60,7 @@ def read_image_file(uri: str, piece: Piece) -> pa.Table:
     try:
         entry, data = storage.fetch(uri, MAX_FILE_BYTES)
         problem = _changed(entry, piece) or (None if data is not None else _too_big(entry))
-    except storage.Unavailable:
+    except (storage.Unavailable, storage.Refused):
         raise
     except FcnRayError as error:
         data, problem = None, (_UNREADABLE, str(error))
@@ -75,7 +75,7 @@ def read_parquet_rows(uri: str, piece: Piece, columns: Columns) -> pa.Table:
     """
     try:
         table = _TablePart.find(uri, piece, columns).read()
-    except storage.Unavailable:
+    except (storage.Unavailable, storage.Refused):
         raise
     except (FcnRayError, pa.ArrowException, OSError, ValueError) as error:
         table = _lost_rows(piece, piece.first_row, piece.n_rows, (_UNREADABLE, str(error)))
@@ -168,7 +168,7 @@ def _read_cells(column: pa.ChunkedArray, folder: str) -> tuple[pa.ChunkedArray, 
 def _read_image(uri: str) -> tuple[bytes | None, _Problem | None]:
     try:
         entry, data = storage.fetch(uri, MAX_FILE_BYTES)
-    except storage.Unavailable:
+    except storage.Unavailable:  # Refused is a row: the place is what the table says
         raise
     except FcnRayError as error:
         return None, (_UNREADABLE, str(error))
@@ -183,7 +183,7 @@ def _version_problem(uri: str, piece: Piece) -> _Problem | None:
     """Why what was read is not what was planned. Asked after the reading, so that no change can slip in between."""
     try:
         return _changed(storage.stat(uri), piece)
-    except storage.Unavailable:
+    except (storage.Unavailable, storage.Refused):
         raise
     except FcnRayError as error:
         return _UNREADABLE, str(error)

@@ -204,6 +204,6 @@ def _changes() -> Iterator[Folder]:
             meanwhile=lambda folder, change=change: change(folder / "t.parquet"),
         )
     yield Folder(
-        *(42, "a folder in its place", files, three | {("b.png", 0): "changed"}),
+        *(42, "a folder in its place", files, three | {("b.png", 0): "unreadable"}),
         meanwhile=lambda folder: folder_for(folder / "b.png"),
     )

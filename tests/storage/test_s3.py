@@ -243,7 +243,7 @@ def test_no_credentials(s3: Shim, tmp_path, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv(name, str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     s3_requests.forget()
-    with pytest.raises(storage.Unavailable, match="no credentials found: set AWS_ACCESS_KEY_ID"):
+    with pytest.raises(storage.Refused, match="no credentials found: set AWS_ACCESS_KEY_ID"):
         storage.read_bytes(URI)
 
 

@@ -70,7 +70,7 @@ def test_a_table_of_more_rows_than_can_be_true_is_refused(tmp_path: Path, monkey
     path = write_table(tmp_path / "t.parquet", 5)
     monkeypatch.setattr("fcn_ray.tables.sources.MAX_ROWS_PER_BYTE", 0)
     with pytest.raises(StorageError, match="its footer tells of 5 rows, of 5 in 2 row groups"):
-        read_row_groups(str(tmp_path), _source(path), Columns())
+        read_row_groups(str(path), _source(path), Columns())
 
 
 def test_a_table_without_images_is_refused_by_its_schema(tmp_path: Path) -> None:

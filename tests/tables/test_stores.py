@@ -93,6 +93,15 @@ def test_a_store_that_is_out_of_reach_is_no_fault_of_an_image(
         read_rows(run.input, pieces, Columns())
 
 
+def test_a_path_in_a_table_that_is_not_for_us_is_a_row(collection: Shim, tmp_path: Path) -> None:
+    cells = ["s3://nobody/a.png", "s3://bucket/job/in/0/0 #?.png"]
+    write_table(tmp_path / "in" / "t.parquet", 2, image=cells)
+    run, log = start_run(str(tmp_path))
+    (rows,) = (_read(run, ref) for ref in pending_chunks(log))
+    assert [row["source_error"] for row in rows] == ["unreadable", None]
+    assert "no such bucket" in rows[0]["source_message"]
+
+
 def test_a_table_is_not_quarantined_for_the_store(collection: Shim, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FCN_RAY_PATIENCE_SECONDS", "0.05")
 
