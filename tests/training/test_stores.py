@@ -14,7 +14,7 @@ from fcn_ray.training.checkpoints import load_newest
 from tests.s3 import Shim, answer
 from tests.training.making import tiny_config, write_data
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(600)]
 
 OUT = "s3://bucket/run"
 
@@ -27,12 +27,12 @@ def test_a_training_in_a_store_goes_on_there(s3: Shim, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "fcn_ray", "train", "--config", str(file), "--out", OUT]
 
     s3.fail("PUT", *[answer("503 Slow Down", "SlowDown")] * 2)
-    first = subprocess.run(command, capture_output=True, text=True, timeout=250)
+    first = subprocess.run(command, capture_output=True, text=True, timeout=280)
     assert first.returncode == 0, first.stderr
     assert load_bundle(f"{OUT}/bundle").metadata["metrics"]
     assert "<html" in storage.read_bytes(f"{OUT}/report.html").decode()
 
-    again = subprocess.run([*command, "--epochs", "2", "--resume"], capture_output=True, text=True, timeout=250)
+    again = subprocess.run([*command, "--epochs", "2", "--resume"], capture_output=True, text=True, timeout=280)
     assert again.returncode == 0, again.stderr
     newest = load_newest(OUT)
     assert newest is not None
