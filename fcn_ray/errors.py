@@ -9,7 +9,10 @@ FcnRayError                 1  unexpected
 ├── SchemaError             6  the input's columns or types are refused
 ├── DivergedError           7  training diverged
 ├── BundleError             8  the model bundle is refused
-├── StorageError            9  storage is unavailable
+├── StorageError            9  a file cannot be read or written
+│   └── OutOfReachError     9  nothing is known of the file
+│       ├── UnavailableError 9  its store does not answer
+│       └── RefusedError    9  its place is not for us
 └── AuditError             10  the audit found a broken promise
 
 A message says what was found, where, what was expected, and what to do. Codes: DESIGN 7. A signal ends a command with
@@ -82,6 +85,18 @@ class StorageError(FcnRayError):
     """Storage could not be read or written."""
 
     exit_code = 9
+
+
+class OutOfReachError(StorageError):
+    """Nothing is known of the file. Whoever takes a StorageError for a fact about a file lets this one pass."""
+
+
+class UnavailableError(OutOfReachError):
+    """The store does not answer, or not any more; the same command continues when it does."""
+
+
+class RefusedError(OutOfReachError):
+    """The place cannot be used by us: no credentials, no such bucket, another region."""
 
 
 class AuditError(FcnRayError):

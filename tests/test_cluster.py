@@ -50,11 +50,13 @@ found = {
     "shares": [cluster.count_gpu_shares(gpus=gpus) for gpus in (0.1, 0.4, 0.5, 1, 2, 3)],
 }
 ray.shutdown()
+os.environ |= {"AWS_ENDPOINT_URL": "http://store", "AWS_SECRET_ACCESS_KEY": "secret"}  # the nodes run without them
 os.environ["RAY_JOB_CONFIG_JSON_ENV_VAR"] = json.dumps({"runtime_env": {"env_vars": {"TF_CPP_MIN_LOG_LEVEL": "1"}}})
 try:
     cluster.connect(nodes.address)
     read = ray.remote(lambda *names: [os.environ.get(name) for name in names])
-    found["environment"] = ray.get(read.remote("TF_CPP_MIN_LOG_LEVEL", "RAY_DATA_DISABLE_PROGRESS_BARS"))
+    names = ["TF_CPP_MIN_LOG_LEVEL", "RAY_DATA_DISABLE_PROGRESS_BARS", "AWS_ENDPOINT_URL", "AWS_SECRET_ACCESS_KEY"]
+    found["environment"] = ray.get(read.remote(*names))
 except ResourceError as error:
     found["environment"] = str(error)
 ray.shutdown()
@@ -62,7 +64,7 @@ nodes.shutdown()
 json.dump(found, sys.stdout)
 """
 """Prints what a cluster of 2 CPUs on one node and 1 CPU and 2 GPUs on another says to workers, null when they fit; and
-two variables of a task's environment in a job that sets the first, as `ray job submit` hands it over."""
+four variables of a task's environment in a job that sets the first, as `ray job submit` hands it over."""
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +117,11 @@ def test_a_share_of_a_gpu_is_not_spread_over_two(two_nodes: dict[str, Any]) -> N
 
 
 def test_what_a_submitted_job_sets_in_its_environment_stays_and_ours_joins_it(two_nodes: dict[str, Any]) -> None:
-    assert two_nodes["environment"] == ["1", "1"]
+    assert two_nodes["environment"][:2] == ["1", "1"]
+
+
+def test_workers_hear_where_the_store_is_but_get_no_credentials(two_nodes: dict[str, Any]) -> None:
+    assert two_nodes["environment"][2:] == ["http://store", None]
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -3,7 +3,7 @@
 `path` and `file://path` (storage/local.py), and `s3://bucket/key` of S3, or of what speaks its protocol
 (storage/objects.py), get the same functions. `replace` exists for files that only inform (status.json): nothing that
 safety rests on is ever overwritten. Every function raises StorageError, with the place and the reason, when a store
-does not do it; Unavailable when it does not answer, Refused when the place is not for us. Neither tells of the file.
+does not do it; OutOfReachError when nothing is known of the file: it must not be taken for a fact about it.
 """
 
 from __future__ import annotations
@@ -13,14 +13,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from fcn_ray.storage import local, objects
-from fcn_ray.storage.requests import Refused, Unavailable
 from fcn_ray.storage.uris import Entry, join, local_path, scheme_of
 
 __all__ = [
     "SETTINGS",
     "Entry",
-    "Refused",
-    "Unavailable",
     "absolute",
     "digest",
     "digest_file",

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from time import monotonic, sleep
 from typing import TypeVar
 
-from fcn_ray.errors import StorageError
+from fcn_ray.errors import StorageError, UnavailableError
 
 T = TypeVar("T")
 
@@ -32,14 +32,6 @@ class Missing(StorageError):  # noqa: N818 (names say what was found)
     """There is no such object."""
 
 
-class Unavailable(StorageError):  # noqa: N818
-    """The store does not answer, or not any more: nothing is known of the object."""
-
-
-class Refused(StorageError):  # noqa: N818
-    """The place cannot be used by us: no credentials, no such bucket, another region."""
-
-
 class Taken(Exception):  # noqa: N818
     """The condition of a request does not hold: something is there already, or it is another version."""
 
@@ -49,7 +41,7 @@ class Passing(Exception):  # noqa: N818
 
 
 def patiently(uri: str, request: Callable[[], T]) -> T:
-    """What `request` returns, tried again while it raises Passing. Unavailable when it never stops."""
+    """What `request` returns, tried again while it raises Passing. UnavailableError when it never stops."""
     patience = float(os.environ.get("FCN_RAY_PATIENCE_SECONDS", PATIENCE_SECONDS))
     start, bound, tries = monotonic(), FIRST_PAUSE, 0
     while True:
@@ -59,7 +51,7 @@ def patiently(uri: str, request: Callable[[], T]) -> T:
             tries += 1
             left = patience - (monotonic() - start)
             if left <= 0:
-                raise Unavailable(
+                raise UnavailableError(
                     f"{uri}: {error}, {tries} times in {patience:g} seconds. What is done stays done: "
                     "the same command goes on when the store answers again"
                 ) from error

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, TypeVar
 
-from fcn_ray.errors import StorageError
-from fcn_ray.storage.requests import Found, Missing, Passing, Refused, Taken, Unavailable, patiently
+from fcn_ray.errors import RefusedError, StorageError, UnavailableError
+from fcn_ray.storage.requests import Found, Missing, Passing, Taken, patiently
 from fcn_ray.storage.uris import split
 
 T = TypeVar("T")
@@ -42,7 +42,7 @@ _REFUSALS = {
     "403": "these credentials may not do that",
     "NotImplemented": "the store lacks what results need: conditional writes (If-None-Match)",
 }
-_PASSING = {"SlowDown", "RequestTimeout", "OperationAborted", "ConditionalRequestConflict"}
+_PASSING = {"BadDigest", "SlowDown", "RequestTimeout", "OperationAborted", "ConditionalRequestConflict"}
 
 
 def head(uri: str) -> Found:
@@ -182,7 +182,7 @@ def _try(uri: str, request: Callable[[Any], T]) -> T:
     except ClientError as error:
         raise _explain(uri, error.response) from error
     except (NoCredentialsError, PartialCredentialsError) as error:
-        raise Refused(
+        raise RefusedError(
             f"{uri}: no credentials found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give "
             "the machine a role"
         ) from error
@@ -202,7 +202,7 @@ def _explain(uri: str, answer: Any) -> Exception:
     if code in ("NoSuchKey", "404", "NotFound"):
         return Missing(f"{uri} does not exist")
     if code in _ENDED:
-        return Unavailable(f"{uri}: {code}: {_ENDED[code]}")
+        return UnavailableError(f"{uri}: {code}: {_ENDED[code]}")
     if code in _NO_PLACE:
-        return Refused(f"{uri}: {code}: {_NO_PLACE[code]}")
+        return RefusedError(f"{uri}: {code}: {_NO_PLACE[code]}")
     return StorageError(f"{uri}: {code}: {_REFUSALS.get(code) or about.get('Message') or 'refused by the store'}")

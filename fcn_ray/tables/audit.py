@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fcn_ray import storage
-from fcn_ray.errors import ConfigError, StorageError
+from fcn_ray.errors import ConfigError, OutOfReachError, StorageError
 from fcn_ray.tables.audit_manifests import check_manifests, check_success
 from fcn_ray.tables.audit_plans import PlanRow, check_coverage, check_plan, plan_file, read_chunks
 from fcn_ray.tables.audit_rows import Expected, Seen, check_mask_file
@@ -142,6 +142,8 @@ class _RunAudit:
             parts = {key: found[key] for key in ("identity", "labels", "schema_version")}
             text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
             self.classes, self.ignore_id = len(found["labels"]["names"]), int(found["labels"]["ignore_id"])
+        except OutOfReachError:
+            raise
         except (StorageError, ValueError, KeyError, TypeError) as error:
             self._note("run", "run.json", f"cannot be understood: {error!r}")
             return

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fcn_ray import storage
-from fcn_ray.errors import StorageError
+from fcn_ray.errors import OutOfReachError, StorageError
 
 Problem = tuple[str, str]
 """Kind of finding, and what was found and expected."""
@@ -52,6 +52,8 @@ def check_success(run_uri: str, newest: int | None) -> Iterator[Problem]:
     """What is wrong with `_SUCCESS`; that it is missing, or names an earlier manifest, is no fault but unfinished."""
     try:
         data = storage.read_bytes(storage.join(run_uri, "_SUCCESS"))
+    except OutOfReachError:
+        raise
     except StorageError:
         if newest is not None:
             yield "unfinished", "_SUCCESS is missing"
@@ -62,6 +64,8 @@ def check_success(run_uri: str, newest: int | None) -> Iterator[Problem]:
         manifest = storage.read_bytes(storage.join(run_uri, named))
         found = json.loads(manifest)
         expected = {key: found[key] for key in ("plan", "chunks", "rows", "statuses")}
+    except OutOfReachError:
+        raise
     except (ValueError, KeyError, TypeError, StorageError) as error:
         yield "success", f"names no manifest: {error!r}"
         return
@@ -102,6 +106,8 @@ def _check_files(run_uri: str, files: dict[str, dict[str, Any]]) -> Iterator[tup
     for name, item in files.items():
         try:
             data = storage.read_bytes(storage.join(run_uri, name))
+        except OutOfReachError:
+            raise
         except StorageError as error:
             yield name, ("digest", str(error))
             continue

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from fcn_ray import storage
 from fcn_ray.config import ChunkConfig
-from fcn_ray.errors import SchemaError, StorageError
+from fcn_ray.errors import OutOfReachError, SchemaError, StorageError
 from fcn_ray.tables import planfile
 from fcn_ray.tables.chunks import Chunk, cut_chunks
 from fcn_ray.tables.columns import Columns
@@ -124,7 +124,7 @@ def _extend_once(log: PlanLog, input_uri: str, limits: ChunkConfig, columns: Col
     def row_groups(source: Source) -> list[int]:
         try:
             return read_row_groups(locate(source.path), source, columns)
-        except (storage.Unavailable, storage.Refused):  # no fault of the table
+        except OutOfReachError:  # no fault of the table
             raise
         except (SchemaError, StorageError) as error:
             listing.quarantine(source.path, error)

@@ -3,7 +3,7 @@
 Every input, table or image file, becomes the same table: `chunk_id`, `chunk_row` (0..n-1), `chunk_rows` (n), `plan`,
 `image_id`, `path`, `row`, `image` (large_binary), `source_error` (status code), `source_message`, carried columns. What
 cannot be had is a row with a `source_error` and no image; a null image without one was null in its table. A store that
-is out of reach is no fault of an image: `storage.Unavailable` ends the job, which goes on later.
+is out of reach is no fault of an image: `OutOfReachError` ends the job, which goes on later.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fcn_ray import storage
-from fcn_ray.errors import FcnRayError, SchemaError
+from fcn_ray.errors import FcnRayError, OutOfReachError, SchemaError, UnavailableError
 from fcn_ray.tables import schema
 from fcn_ray.tables.columns import Columns, carried_columns, find_image_column, is_text, plain_type, read_table_schema
 from fcn_ray.tables.cursor import read_slice
@@ -60,7 +60,7 @@ def read_image_file(uri: str, piece: Piece) -> pa.Table:
     try:
         entry, data = storage.fetch(uri, MAX_FILE_BYTES)
         problem = _changed(entry, piece) or (None if data is not None else _too_big(entry))
-    except (storage.Unavailable, storage.Refused):
+    except OutOfReachError:
         raise
     except FcnRayError as error:
         data, problem = None, (_UNREADABLE, str(error))
@@ -75,7 +75,7 @@ def read_parquet_rows(uri: str, piece: Piece, columns: Columns) -> pa.Table:
     """
     try:
         table = _TablePart.find(uri, piece, columns).read()
-    except (storage.Unavailable, storage.Refused):
+    except OutOfReachError:
         raise
     except (FcnRayError, pa.ArrowException, OSError, ValueError) as error:
         table = _lost_rows(piece, piece.first_row, piece.n_rows, (_UNREADABLE, str(error)))
@@ -168,7 +168,7 @@ def _read_cells(column: pa.ChunkedArray, folder: str) -> tuple[pa.ChunkedArray, 
 def _read_image(uri: str) -> tuple[bytes | None, _Problem | None]:
     try:
         entry, data = storage.fetch(uri, MAX_FILE_BYTES)
-    except storage.Unavailable:  # Refused is a row: the place is what the table says
+    except UnavailableError:  # else a row: the place is what the table says
         raise
     except FcnRayError as error:
         return None, (_UNREADABLE, str(error))
@@ -183,7 +183,7 @@ def _version_problem(uri: str, piece: Piece) -> _Problem | None:
     """Why what was read is not what was planned. Asked after the reading, so that no change can slip in between."""
     try:
         return _changed(storage.stat(uri), piece)
-    except (storage.Unavailable, storage.Refused):
+    except OutOfReachError:
         raise
     except FcnRayError as error:
         return _UNREADABLE, str(error)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fcn_ray import storage
-from fcn_ray.errors import ConfigError, ForeignOutputError, StorageError
+from fcn_ray.errors import ConfigError, ForeignOutputError, OutOfReachError, StorageError
 from fcn_ray.labels import LabelSet
 from fcn_ray.tables.schema import SCHEMA_VERSION
 from fcn_ray.tables.sources import check_input
@@ -117,6 +117,8 @@ def _check_same(uri: str, document: Mapping[str, Any]) -> None:
     try:
         found = json.loads(storage.read_bytes(uri))
         differing = [key for key in document if key != "about" and found[key] != document[key]]
+    except OutOfReachError:
+        raise
     except (ValueError, KeyError, TypeError, StorageError) as error:
         raise ForeignOutputError(f"{uri} cannot be understood ({error!r}); {_OTHER_OUTPUT}") from error
     for key in differing:

@@ -18,7 +18,7 @@ import numpy as np
 import safetensors.numpy
 
 from fcn_ray import storage
-from fcn_ray.errors import DivergedError
+from fcn_ray.errors import DivergedError, OutOfReachError
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +105,8 @@ def load_arrays(checkpoint: Checkpoint) -> Arrays | None:
     try:
         index = json.loads(storage.read_bytes(storage.join(checkpoint.folder, INDEX)))
         data = storage.read_bytes(storage.join(checkpoint.folder, STATE))
+    except OutOfReachError:  # no fault of the checkpoint: to pass over it would lose its steps
+        raise
     except Exception as error:  # whatever is wrong with a damaged checkpoint, an older one may serve
         logger.warning("%s cannot be read and is passed over: %s", checkpoint.folder, error)
         return None

@@ -65,3 +65,10 @@ def test_from_store_to_store(s3: Shim, tmp_path: Path, tiny_bundle: Path) -> Non
     assert "SlowDown" in refused.stderr
     assert "the same command goes on" in refused.stderr
     assert requests.PATIENCE_SECONDS >= 300
+
+    s3.fail("none")
+    last = _segment("--set", "max_bad_fraction=0.5")
+    assert last.returncode == 0, last.stderr
+    assert "1 images labelled" in last.stdout
+    report = audit("s3://bucket/out")
+    assert (report.findings, report.unfinished, report.statuses["ok"]) == ([], [], 8)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import subprocess
 import sys
@@ -16,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fcn_ray import storage
-from fcn_ray.errors import StorageError
+from fcn_ray.errors import RefusedError, StorageError
 from fcn_ray.storage import requests
 from fcn_ray.storage import s3 as s3_requests
 from tests import s3 as faults
@@ -129,6 +131,7 @@ PASSING: dict[str, Fault] = {
     "503": SLOW_DOWN,
     "409": answer("409 Conflict", "ConditionalRequestConflict"),
     "429": answer("429 Too Many Requests", "TooManyRequests"),
+    "400 of a body that was changed on its way": answer("400 Bad Request", "BadDigest"),
     "400 of a slow upload": answer("400 Bad Request", "RequestTimeout"),
     "reset": faults.reset,
     "stall": faults.stall(1.0),
@@ -243,7 +246,7 @@ def test_no_credentials(s3: Shim, tmp_path, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv(name, str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     s3_requests.forget()
-    with pytest.raises(storage.Refused, match="no credentials found: set AWS_ACCESS_KEY_ID"):
+    with pytest.raises(RefusedError, match="no credentials found: set AWS_ACCESS_KEY_ID"):
         storage.read_bytes(URI)
 
 
@@ -267,6 +270,28 @@ def test_bodies_are_sent_as_they_are(s3: Shim) -> None:
     assert "aws-chunked" not in seen.get("HTTP_CONTENT_ENCODING", "")
     assert "HTTP_X_AMZ_TRAILER" not in seen
     assert (seen["CONTENT_LENGTH"], seen["HTTP_IF_NONE_MATCH"]) == ("4", "*")
+    assert seen["HTTP_CONTENT_MD5"] == base64.b64encode(hashlib.md5(b"data").digest()).decode()
+
+
+def test_what_is_too_large_is_not_read(s3: Shim) -> None:
+    storage.put_if_absent(URI, b"0123456789")
+    assert storage.fetch(URI, 10) == (storage.stat(URI), b"0123456789")
+    assert storage.fetch(URI, 9) == (storage.stat(URI), None)
+
+
+def test_the_region_of_the_environment_counts(s3: Shim, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-west-1")
+    monkeypatch.setenv("AWS_REGION", "eu-north-1")
+    s3_requests.forget()
+    seen: list[str] = []
+
+    def look(app: Any, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        seen.append(environ["HTTP_AUTHORIZATION"])
+        return app(environ, start_response)
+
+    s3.fail("PUT", look)
+    storage.put_if_absent(URI, b"data")
+    assert "/eu-north-1/s3/" in seen[0]
 
 
 def test_threads_share_one_client(s3: Shim) -> None:

@@ -1,13 +1,15 @@
 """Runs whose input and output lie in an object store that fails every now and then."""
 
+import itertools
 import random
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fcn_ray import storage
-from fcn_ray.errors import ConfigError
+from fcn_ray.errors import ConfigError, UnavailableError
 from fcn_ray.storage import requests
 from fcn_ray.tables.audit import audit
 from fcn_ray.tables.columns import Columns
@@ -15,7 +17,7 @@ from fcn_ray.tables.commit import read_receipt
 from fcn_ray.tables.plan import pending_chunks, read_chunk
 from fcn_ray.tables.reading import read_rows
 from tests import s3 as faults
-from tests.s3 import Shim, answer
+from tests.s3 import Fault, Shim, answer
 from tests.tables.making import commit_pending, finished_run, png, start_run, write_table
 
 pytestmark = pytest.mark.s3
@@ -89,7 +91,7 @@ def test_a_store_that_is_out_of_reach_is_no_fault_of_an_image(
     pieces = read_chunk(run.uri, ref)
     monkeypatch.setenv("FCN_RAY_PATIENCE_SECONDS", "0.05")
     collection.fail("GET", always=answer("503 Slow Down", "SlowDown"))
-    with pytest.raises(storage.Unavailable, match="the same command goes on"):
+    with pytest.raises(UnavailableError, match="the same command goes on"):
         read_rows(run.input, pieces, Columns())
 
 
@@ -111,8 +113,62 @@ def test_a_table_is_not_quarantined_for_the_store(collection: Shim, monkeypatch:
         return fault(app, environ, start_response) if wanted else app(environ, start_response)
 
     collection.fail("GET", always=refuse_tables)
-    with pytest.raises(storage.Unavailable):
+    with pytest.raises(UnavailableError):
         start_run(ROOT)
+
+
+def test_a_path_in_a_table_does_not_hide_that_the_credentials_have_ended(collection: Shim, tmp_path: Path) -> None:
+    write_table(tmp_path / "in" / "t.parquet", 1, image=["s3://bucket/job/in/0/0 #?.png"])
+    run, log = start_run(str(tmp_path))
+    collection.fail("GET", always=answer("400 Bad Request", "ExpiredToken"))
+    with pytest.raises(UnavailableError, match="renew them"):
+        _read(run, next(pending_chunks(log)))
+
+
+def _refuse(name: str, number: int) -> Fault:
+    """The whole read of `name` with this number is refused, which must not be tried again."""
+    reads = itertools.count()
+
+    def fault(app: Any, environ: dict[str, Any], start_response: Any) -> Any:
+        whole = environ["PATH_INFO"].endswith(name) and "HTTP_RANGE" not in environ
+        refused = whole and next(reads) == number
+        return (partial(answer("503 Slow Down", "SlowDown"), app) if refused else app)(environ, start_response)
+
+    return fault
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [("run.json", 0), ("run.json", 1), ("_SUCCESS", 0), ("manifests/000001.json", 1), ("plans/000001.parquet", 0)],
+)
+def test_a_store_that_is_out_of_reach_is_no_finding(
+    collection: Shim, monkeypatch: pytest.MonkeyPatch, name: str, number: int
+) -> None:
+    finished_run(ROOT)
+    monkeypatch.setenv("FCN_RAY_PATIENCE_SECONDS", "0")
+    collection.fail("GET", always=_refuse(name, number))
+    with pytest.raises(UnavailableError):
+        audit(f"{ROOT}/out")
+
+
+def test_a_store_that_is_out_of_reach_is_no_foreign_run(collection: Shim, monkeypatch: pytest.MonkeyPatch) -> None:
+    start_run(ROOT)
+    monkeypatch.setenv("FCN_RAY_PATIENCE_SECONDS", "0")
+    collection.fail("GET", always=_refuse("run.json", 0))
+    with pytest.raises(UnavailableError):
+        start_run(ROOT)
+
+
+def test_a_version_that_cannot_be_asked_for_is_no_fault_of_a_table(
+    collection: Shim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, log = start_run(ROOT)
+    ref = next(ref for ref in pending_chunks(log) if read_chunk(run.uri, ref)[0].kind == "parquet")
+    pieces = read_chunk(run.uri, ref)
+    monkeypatch.setenv("FCN_RAY_PATIENCE_SECONDS", "0")
+    collection.fail("HEAD", always=_refuse("t.parquet", 2))  # after those of the footer and of the rows
+    with pytest.raises(UnavailableError):
+        read_rows(run.input, pieces, Columns())
 
 
 def test_a_store_that_ignores_conditions_is_refused(collection: Shim) -> None:

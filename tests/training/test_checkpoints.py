@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from fcn_ray.errors import DivergedError
+from fcn_ray.errors import DivergedError, UnavailableError
 from fcn_ray.training.checkpoints import (
     INDEX,
     STATE,
@@ -16,9 +18,10 @@ from fcn_ray.training.checkpoints import (
     remove_old,
     save_checkpoint,
 )
+from tests.s3 import Shim, answer
 
 
-def _save(run: Path, epoch: int, score: float | None = None) -> Checkpoint:
+def _save(run: Path | str, epoch: int, score: float | None = None) -> Checkpoint:
     arrays = {"model/a": np.full((2, 3), epoch, np.float32), "optimizer/step": np.array(epoch * 10)}
     return save_checkpoint(str(run), Checkpoint("", epoch, epoch * 10, score, "s", {"loss": 0.5}), arrays)
 
@@ -62,6 +65,26 @@ def test_a_damaged_one_is_passed_over(tmp_path: Path, damage: object) -> None:
     found = load_newest(str(tmp_path))
     assert found is not None
     assert found[0].epoch == 1
+
+
+@pytest.mark.s3
+def test_an_outage_is_no_damage(s3: Shim, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To pass over a checkpoint because its store is silent would throw its steps away."""
+    _save("s3://bucket/run", 1)
+    saved = _save("s3://bucket/run", 2)
+    monkeypatch.setenv("FCN_RAY_PATIENCE_SECONDS", "0.05")
+
+    def refuse_state(app: Any, environ: dict[str, Any], start_response: Any) -> Any:
+        refused = environ["PATH_INFO"].endswith(STATE)
+        return (partial(answer("503 Slow Down", "SlowDown"), app) if refused else app)(environ, start_response)
+
+    s3.fail("GET", always=refuse_state)
+    with pytest.raises(UnavailableError):
+        load_newest("s3://bucket/run")
+    s3.fail("none")
+    found = load_newest("s3://bucket/run")
+    assert found is not None
+    assert found[0] == saved
 
 
 def test_a_state_that_is_not_finite_is_never_written(tmp_path: Path) -> None:

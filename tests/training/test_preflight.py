@@ -56,6 +56,8 @@ def test_the_preprocessing_goes_with_the_weights(
 def test_weights_that_cannot_be_used_are_refused(flags: dict[str, Any], weights: Path) -> None:
     with pytest.raises(ConfigError, match=r"model.weights = 'nowhere.npz': no such file"):
         prepare(_config(flags, weights="nowhere.npz"))
+    with pytest.raises(ConfigError, match=r"s3://bucket/w.npz must be a local or network path"):
+        prepare(_config(flags, weights="s3://bucket/w.npz"))
     with pytest.raises(ConfigError, match=r"w.npz: conv1 has 64 channels, alexnet has 96"):
         prepare(_config(flags, backbone="alexnet", weights=str(weights)))
     with pytest.raises(ConfigError, match="keras-applications has no alexnet_torchvision"):
