@@ -21,8 +21,8 @@ _READ_BUFFER = 1 << 20
 """Bytes read at a time from a column: with a buffer, pyarrow loads page by page rather than the whole row group."""
 
 _WHOLE_BYTES = 32 << 20
-"""The columns of a row group up to this size are read whole. With a buffer, pyarrow allocates, and touches, what a damaged
-page header says, which is up to 2 GiB; from memory it takes what is there."""
+"""Row groups up to this size are read whole. With a buffer, pyarrow allocates, and touches, what a damaged page header
+says, which is up to 2 GiB; from memory it takes what is there."""
 
 
 class _Key(NamedTuple):
