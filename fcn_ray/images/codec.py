@@ -28,6 +28,9 @@ from fcn_ray.images.rules import apply_rules, raw_mode
 LABEL_FORMATS = ("PNG", "TIFF", "BMP", "GIF")
 """Lossless formats; JPEG and WebP blend the ids of neighbours."""
 
+MAX_LABEL_PIXELS = 178_956_970
+"""Largest label, or tile of one: as many pixels as Pillow takes by itself."""
+
 _GREY_STEPS = {"L;2": 85, "L;4": 17}
 """Pillow stretches 2- and 4-bit grey to 0..255; ids are the value divided by this step. "L;2I", "L;4R"... likewise."""
 
@@ -41,25 +44,29 @@ def decode_image(data: bytes | None, max_pixels: int) -> Decoded:
     if data is None:
         raise ImageError("null", "the cell holds no bytes")
     name = _accepted_format(data)
-    header = read_header(data, name)
     try:
-        _check_whole(data, name)
-        if header is not None:
-            _check_size(header.height, header.width, max_pixels)
-            if header.denied:
-                raise ImageError("format_denied", header.denied)
+        header = _check(data, name, max_pixels)
+        if header.denied:
+            raise ImageError("format_denied", header.denied)
         with Image.open(io.BytesIO(data), formats=(name,)) as image:
             _check_size(image.height, image.width, max_pixels)  # a GIF grows with its first frame
             return apply_rules(image)
     except ImageError:
         raise
     except Exception as error:  # Pillow raises OSError, ValueError, SyntaxError, struct.error... on damaged images
-        raise _explain(error, data, name, header) from error
+        raise _explain(error, data, name) from error
 
 
-def _check_whole(data: bytes, name: str) -> None:
+def _check(data: bytes, name: str, max_pixels: int) -> Header:
+    """What can be known before a decoder runs: the file is whole, has a header, and is not too much."""
     if found := damage(data, name):
         raise ImageError(*found)
+    header = read_header(data, name)
+    if header is None:
+        status = "truncated" if is_cut(data, name) else "corrupt"
+        raise ImageError(status, f"{name}, {len(data)} bytes: the header cannot be read")
+    _check_size(header.height, header.width, max_pixels)
+    return header
 
 
 def _check_size(height: int, width: int, max_pixels: int) -> None:
@@ -67,14 +74,14 @@ def _check_size(height: int, width: int, max_pixels: int) -> None:
         raise ImageError("too_big", f"{height} x {width} pixels, the limit is {max_pixels}")
 
 
-def _explain(error: Exception, data: bytes, name: str, header: Header | None) -> ImageError:
+def _explain(error: Exception, data: bytes, name: str) -> ImageError:
     """What it means that Pillow raised `error`."""
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning | MemoryError):
         return ImageError("too_big", str(error) or f"no memory to decode {len(data)} bytes of {name}")
     if is_cut(data, name) or "truncated" in str(error):
         status = "truncated"
-    elif "Unsupported" in str(error) or (name == "TIFF" and header and isinstance(error, UnidentifiedImageError)):
-        status = "format_denied"  # nothing is wrong with it
+    elif "Unsupported" in str(error) or (name == "TIFF" and isinstance(error, UnidentifiedImageError)):
+        status = "format_denied"  # nothing is wrong with it: its header was read before
     else:
         status = "corrupt"
     return ImageError(status, f"{name}, {len(data)} bytes: {_brief(error)}")
@@ -89,7 +96,7 @@ def decode_label(data: bytes | None, where: str = "label") -> Pixels:
         name = _accepted_format(data or b"")
         if name not in LABEL_FORMATS:
             raise DataError(f"{where}: {name} is lossy and blends class ids; store labels as 8-bit PNG")
-        _check_whole(data or b"", name)
+        _check(data or b"", name, MAX_LABEL_PIXELS)
         with Image.open(io.BytesIO(data or b""), formats=(name,)) as image:
             return _ids(image, where)
     except DataError:

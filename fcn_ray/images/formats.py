@@ -68,6 +68,8 @@ def damage(data: bytes, name: str) -> tuple[str, str] | None:
     """(status, message) when a file of the accepted format `name` is cut or changed in a way that Pillow takes."""
     if name == "PNG":
         return _png_damage(data)
+    if name == "TIFF":
+        return _tiff_damage(data)
     return _jpeg_damage(data) if name == "JPEG" else None
 
 
@@ -85,8 +87,8 @@ def _png_damage(data: bytes) -> tuple[str, str] | None:
             break
         if zlib.crc32(view[position + 4 : end - 4]) != struct.unpack_from(">I", data, end - 4)[0]:
             return "corrupt", f"PNG chunk {kind!r} at byte {position} does not match its checksum"
-        if position == 8 and (kind != b"IHDR" or data[26:29] not in (b"\0\0\0", b"\0\0\1")):
-            return "corrupt", f"PNG begins with {data[8:29]!r}, which is no header that PNG has"
+        if position == 8 and data[26:29] not in (b"\0\0\0", b"\0\0\1"):
+            return "corrupt", f"PNG has no compression, filter and interlacing of {data[26:29]!r}"
         if kind == b"IEND":
             return None
         position = end
@@ -106,6 +108,16 @@ def _jpeg_damage(data: bytes) -> tuple[str, str] | None:
     return None
 
 
+def _tiff_damage(data: bytes) -> tuple[str, str] | None:
+    try:
+        lacking = tiff.lacks_parts(data)
+    except (struct.error, ValueError):
+        return None  # its header cannot be read, which is found out next
+    return (
+        ("corrupt", f"TIFF of {len(data)} bytes has fewer strips or tiles than its size asks for") if lacking else None
+    )
+
+
 def is_cut(data: bytes, name: str) -> bool:
     """True when `data` of the accepted format `name` is shorter than its own header says, or lacks its end mark.
 
@@ -121,3 +133,5 @@ def is_cut(data: bytes, name: str) -> bool:
         return name == "TIFF" and len(data) < tiff.expected_bytes(data)
     except struct.error:
         return True
+    except ValueError:
+        return False

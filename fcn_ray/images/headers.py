@@ -27,7 +27,7 @@ class Header:
 
 
 def read_header(data: bytes, name: str) -> Header | None:
-    """Header of the accepted format `name`; None when it cannot be read, and the decoder shall say why."""
+    """Header of the accepted format `name`; None when it cannot be read, and the image is not to be decoded."""
     try:
         return _READERS[name](data)
     except (struct.error, ValueError, IndexError):

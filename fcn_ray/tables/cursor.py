@@ -21,8 +21,8 @@ _READ_BUFFER = 1 << 20
 """Bytes read at a time from a column: with a buffer, pyarrow loads page by page rather than the whole row group."""
 
 _WHOLE_BYTES = 32 << 20
-"""Columns of a row group up to this size are read whole. With a buffer, pyarrow allocates, and touches, what a damaged
-page header says, which is up to 2 GiB; from memory it takes what is there."""
+"""Row groups up to this size are read whole. With a buffer, pyarrow allocates, and touches, what a damaged page header
+says, which is up to 2 GiB; from memory it takes what is there."""
 
 
 class _Key(NamedTuple):
@@ -38,11 +38,12 @@ class _Cursor:
     def __init__(self, key: _Key, batch_rows: int) -> None:
         self._file = storage.open_file(key.uri)
         metadata = pq.read_metadata(self._file)
+        size = metadata.row_group(key.group).total_byte_size  # not its columns': pyarrow aborts on some damaged ones
         parquet = pq.ParquetFile(
             self._file,
             metadata=metadata,
             pre_buffer=False,
-            buffer_size=_buffer_size(metadata.row_group(key.group), key.columns),
+            buffer_size=0 if 0 <= size <= _WHOLE_BYTES else _READ_BUFFER,
             page_checksum_verification=True,
         )
         self._batches = parquet.iter_batches(
@@ -67,12 +68,6 @@ class _Cursor:
 
     def close(self) -> None:
         self._file.close()
-
-
-def _buffer_size(group: pq.RowGroupMetaData, columns: Sequence[str]) -> int:
-    leaves = (group.column(index) for index in range(group.num_columns))
-    size = sum(leaf.total_compressed_size for leaf in leaves if leaf.path_in_schema.partition(".")[0] in columns)
-    return 0 if 0 <= size <= _WHOLE_BYTES else _READ_BUFFER
 
 
 _idle: dict[_Key, _Cursor] = {}

@@ -27,7 +27,7 @@ def _too_big() -> Iterator[Case]:
     frame = gif.index(b",", 13)
 
     def page(size: tuple[int, int], **more: int) -> bytes:
-        sizes = {tiffs.HEIGHT: (4, [size[0]]), tiffs.WIDTH: (4, [size[1]])}
+        sizes = {tiffs.HEIGHT: (4, [size[0]]), tiffs.WIDTH: (4, [size[1]]), tiffs.STRIP_ROWS: (4, [size[0]])}
         return tiffs.tiff([({**tiffs.tags(pixel, 8, tiffs.RGB, 8, **more), **sizes}, [zlib.compress(bytes(100))])])
 
     headers: dict[str, Callable[[int, int], bytes]] = {
@@ -57,6 +57,14 @@ def _too_big() -> Iterator[Case]:
     yield Case(25, "TIFF of the greatest size", page((2**32 - 1, 2**32 - 1)), "too_big")
     tile = {"tile_width": 40_000, "tile_height": 40_000}
     yield Case(25, "TIFF of one pixel in a tile of 40000 x 40000", page((1, 1), **tile), "too_big")
+    for number, odd in enumerate(((3, [1] * 99), (11, [2.0]))):
+        # Beyond the end of the file, or no integer: decoders differ on what that stands for, so none is asked.
+        tags = {**tiffs.tags(pixel, 8, tiffs.RGB, 8, **tile), tiffs.PHOTOMETRIC: odd}
+        data = tiffs.tiff([(tags, [zlib.compress(bytes(100))])])
+        if odd[0] == 3:
+            data = data.replace(struct.pack("<HHI", tiffs.PHOTOMETRIC, 3, 99), struct.pack("<HHI", 262, 3, 9999))
+        status = "truncated" if odd[0] == 3 else "corrupt"
+        yield Case(25, f"TIFF in such a tile, and an odd tag, {number}", data, status)
     more = {"tile_height": 40_000, "tile_width": 16}
     for twice in ((40_000, 16), (16, 40_000)):  # the tag before that of the tile's width is made to be it too
         tags = {**tiffs.tags(pixel, 8, tiffs.RGB, 8, **more), 321: (4, twice[:1]), tiffs.TILE_WIDTH: (4, twice[1:])}

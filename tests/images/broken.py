@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 import zlib
 from collections.abc import Iterator
 
@@ -91,6 +92,14 @@ def _cut_others() -> Iterator[Case]:
     for name, data in kinds.items():
         for share in FIVE:
             yield Case(5, f"{name} cut at {share:.0%}", data[: int(len(data) * share)], "truncated")
+    for big in (False, True):
+        data = tiffs.strip(noise(66 + big, 24, 17), 8, tiffs.BLACK_IS_ZERO, 8, big=big)
+        size, head, entries = (8, 8, 8) if big else (4, 4, 2)
+        (start,) = struct.unpack_from("<Q" if big else "<I", data, head)
+        places = {"directory": (head, size), "entries": (start, entries), "widths": (start + entries + 4, size)}
+        for name, (place, length) in places.items():
+            absurd = data[:place] + b"\xff" * length + data[place + length :]
+            yield Case(5, f"{'Big' * big}TIFF with {name} beyond its end", absurd, "truncated")
 
 
 def _no_end() -> Iterator[Case]:
@@ -139,6 +148,17 @@ def _wrong_data() -> Iterator[Case]:
     for compression in (5, 8):
         sound = tiffs.strip(noise(78, 24, 17, 3), 8, tiffs.RGB, compression)
         yield Case(7, f"TIFF of compression {compression} with wrong bytes", _flip(sound, 10, 11, 12, 60), "corrupt")
+    picture = noise(85, 24, 17, 3)
+    for compression in (1, 8):
+        wide = tiffs.strips(picture, 8, tiffs.RGB, compression)
+        cut_short = wide.replace(struct.pack("<HHII", 257, 4, 1, 24), struct.pack("<HHII", 257, 4, 1, 31))
+        yield Case(7, f"TIFF with too few strips, {compression}", cut_short, "corrupt")
+        tiled = tiffs.tiles(picture, 8, tiffs.RGB, compression)
+        cut_short = tiled.replace(struct.pack("<HHII", 256, 4, 1, 17), struct.pack("<HHII", 256, 4, 1, 33))
+        yield Case(7, f"TIFF with too few tiles, {compression}", cut_short, "corrupt")
+        tags = tiffs.tags(picture, 8, tiffs.RGB, compression, planes=2)
+        parts = [tiffs.COMPRESSORS[compression](picture[..., channel].tobytes()) for channel in (0, 1)]
+        yield Case(7, f"TIFF with two planes of three, {compression}", tiffs.tiff([(tags, parts)]), "corrupt")
     for name, marker in (("tables", jpegs.DQT), ("frame", jpegs.SOF0), ("scan", jpegs.SOS)):
         data = jpegs.without(written(noise(79, 24, 17), "JPEG"), marker)
         yield Case(7, f"JPEG without {name}", data, "corrupt")

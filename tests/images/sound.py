@@ -147,6 +147,17 @@ def _jpegs() -> Iterator[Case]:
     yield Case(21, "extended JPEG", data, pixels=flat, tolerance=LOSSY)
     data = written(flat, "JPEG", quality=93, subsampling=0) + b"\0" * 99
     yield Case(21, "JPEG with zeros behind it", data, pixels=flat, tolerance=LOSSY)
+    strays = {
+        "filled up": b"\xff\xff\xff",
+        "with a zero": b"\0",
+        "with an escape": b"\xff\0",
+        "with a mark": b"\xff\xd0",
+    }
+    for name, stray in strays.items():
+        place = jpegs.find(data, jpegs.SOF0)[0]
+        yield Case(
+            21, f"JPEG {name} before its frame", data[:place] + stray + data[place:], pixels=flat, tolerance=LOSSY
+        )
     rng = np.random.default_rng(23)
     for seed in range(3):
         values = rng.choice([0, 1, -1, 5, -16, 17, 33, -65], (3 + seed, 4))

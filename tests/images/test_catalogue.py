@@ -22,6 +22,8 @@ from PIL import Image
 
 from fcn_ray.errors import DataError
 from fcn_ray.images.codec import ImageError, decode_image, decode_label, encode_mask
+from fcn_ray.images.formats import sniff
+from fcn_ray.images.headers import read_header
 from fcn_ray.tables import schema
 from fcn_ray.tables.audit import audit
 from fcn_ray.tables.sources import IMAGE_SUFFIXES
@@ -68,6 +70,16 @@ def _fault(case: Case) -> str | None:
         return None
     difference = int(np.abs(decoded.pixels.astype(int) - case.pixels).max())
     return None if difference <= case.tolerance else f"pixels differ by {difference} of 255"
+
+
+def test_the_size_of_every_picture_is_in_its_header() -> None:
+    """But for tiles, which a decoder holds whole."""
+    for case in cases():
+        if case.status == schema.OK and case.data is not None:
+            header = read_header(case.data, sniff(case.data) or "")
+            assert header is not None, case
+            sizes = [case.shape, case.shape[::-1]] if "exif_rotated" in case.flags else [case.shape]
+            assert (header.height, header.width) in sizes or "in tiles" in case.name, case
 
 
 # ---------------------------------------------------------------------------------------------------- a labelling job

@@ -1,3 +1,4 @@
+import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -181,6 +182,29 @@ def test_text_that_is_not_utf8_is_mended(tmp_path: Path) -> None:
     read = _read(path, 0, 3, id="key")
     assert [row["name"] for row in read] == ["caf�", "ok", None]
     assert [row["image_id"] for row in read] == ["caf�", "ok", "t.parquet#2"]
+
+
+@pytest.mark.parametrize(("whole", "all_at_once"), [(1 << 20, False), (32 << 20, True)])
+def test_of_a_large_row_group_only_the_part_that_is_wanted_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: int, all_at_once: bool
+) -> None:
+    images = [os.urandom(4_000) for _ in range(3000)]  # a page holds 1024 rows
+    path = write_table(tmp_path / "t.parquet", 3000, group=3000, image=images)
+    piece, opened = _piece(path, 0, 2), []
+
+    class Counted(io.FileIO):
+        loaded = 0
+
+        def read(self, size: int = -1) -> bytes:
+            data = super().read(size)
+            self.loaded += len(data)
+            return data
+
+    monkeypatch.setattr(cursor, "_WHOLE_BYTES", whole)
+    monkeypatch.setattr(storage, "open_file", lambda uri: opened.append(Counted(uri)) or opened[-1])
+    read = read_rows(str(tmp_path), [piece], Columns()).to_pylist()
+    assert [row["image"] for row in read] == images[:2]
+    assert (sum(file.loaded for file in opened) > 11_000_000) == all_at_once
 
 
 def test_more_than_pyarrow_takes_in_one_batch_is_read_row_by_row(
