@@ -99,12 +99,16 @@ def _check_ours(output: str) -> None:
     """A folder is ours when it holds a run; also when it holds no file, as after a crash before `run.json`."""
     if storage.is_file(output):
         raise ForeignOutputError(f"output {output} is a file, expected a folder; {_OTHER_OUTPUT}")
-    runs = [name for name in storage.list_folders(output) if _FOLDER.fullmatch(name)]
-    if any(storage.is_file(storage.join(output, name, "run.json")) for name in runs):
+    if _holds_run(output):
         return
     found = next(storage.list_files(output), None)
-    if found is not None:
+    if found is not None and not _holds_run(output):  # else another job began it since
         raise ForeignOutputError(f"output {output} holds {found.path}, which fcn-ray did not write; {_OTHER_OUTPUT}")
+
+
+def _holds_run(output: str) -> bool:
+    runs = [name for name in storage.list_folders(output) if _FOLDER.fullmatch(name)]
+    return any(storage.is_file(storage.join(output, name, "run.json")) for name in runs)
 
 
 def _check_same(uri: str, document: Mapping[str, Any]) -> None:
