@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from fcn_ray import storage
 from fcn_ray.errors import ConfigError, StorageError
+from fcn_ray.failpoints import fail_at
 from fcn_ray.tables.audit_manifests import check_manifests, check_success
 from fcn_ray.tables.audit_plans import PlanRow, check_coverage, check_plan, plan_file, read_chunks
 from fcn_ray.tables.audit_rows import Expected, Seen, check_mask_file
@@ -122,13 +123,18 @@ class _RunAudit:
         self.published: dict[str, dict[str, Any]] = {}
 
     def check(self) -> None:
+        fail_at("audit.begun")
         self._check_run_file()
         stored = self._list()
+        fail_at("audit.listed")
         intact = self._check_plans()
+        fail_at("audit.planned")
         newest = max(self.manifests, default=None)
         for name, (kind, message) in check_manifests(self.uri, self.run_id, self.manifests, self.published):
             self._note(kind, name, message)
+        fail_at("audit.manifests")
         pending = sum(self._check_plan_objects(number, newest) for number in intact)
+        fail_at("audit.masks")
         if intact == self.plans:  # else every chunk of a damaged plan would be a stray
             self._check_strays(stored)
         self._check_end(pending, newest)

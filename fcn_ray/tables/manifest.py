@@ -10,6 +10,7 @@ from typing import Any
 
 from fcn_ray import storage
 from fcn_ray.errors import AuditError, IncompleteError, StorageError
+from fcn_ray.failpoints import fail_at
 from fcn_ray.tables.commit import Receipt, read_receipt
 from fcn_ray.tables.plan import PlanLog, count_chunks
 from fcn_ray.tables.planfile import read_refs
@@ -45,10 +46,13 @@ def finish(run: Run, log: PlanLog, receipts: Iterable[Receipt] = ()) -> Manifest
         pending = totals.chunks - totals.done_chunks
         raise IncompleteError(f"{pending} of {totals.chunks} chunks are pending in {run.uri}; run the command again")
     uri = _manifest_uri(run, log.newest)
+    fail_at("manifest.counted")
     if not storage.is_file(uri):
         data = _manifest_json(run, log, _known_lines(run, log, receipts))
+        fail_at("manifest.drafted")
         if not storage.put_if_absent(uri, data) and storage.read_bytes(uri) != data:
             raise AuditError(f"{uri} does not describe the objects that are there; run `fcn-ray audit`")
+    fail_at("manifest.put")
     manifest = _read_manifest(uri)
     _announce(run, manifest)
     return manifest
@@ -139,4 +143,6 @@ def _announce(run: Run, manifest: Manifest) -> None:
     name = manifest.uri.removeprefix(f"{run.uri}/")
     totals = {"chunks": manifest.chunks, "rows": manifest.rows, "statuses": manifest.statuses}
     text = json.dumps({"manifest": name, "sha256": manifest.sha256, "plan": manifest.plan, **totals}, indent=1)
+    fail_at("success.drafted")
     storage.replace(uri, f"{text}\n".encode())
+    fail_at("success.replaced")

@@ -10,6 +10,7 @@ from typing import Any
 
 from fcn_ray import storage
 from fcn_ray.errors import ConfigError, ForeignOutputError, StorageError
+from fcn_ray.failpoints import fail_at
 from fcn_ray.labels import LabelSet
 from fcn_ray.tables.schema import SCHEMA_VERSION
 from fcn_ray.tables.sources import check_input
@@ -57,8 +58,10 @@ def open_run(
     run = Run(run_uri(output, fingerprint(identity, labels)), fingerprint(identity, labels), input_uri, labels)
     document = {"run": run.run_id, "input": input_uri, **described, "about": dict(about or {})}
     uri = storage.join(run.uri, "run.json")
+    fail_at("run.checked")
     if not storage.put_if_absent(uri, (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()):
         _check_same(uri, document)
+    fail_at("run.opened")
     return run
 
 
@@ -71,7 +74,9 @@ def check_output(output: str, input_uri: str) -> None:
 
 def write_status(run: Run, status: Mapping[str, Any]) -> None:
     """Put `status.json`, over the last one: what the job is doing, or how it ended. It informs; nothing rests on it."""
+    fail_at("status.begun")
     storage.replace(storage.join(run.uri, "status.json"), (json.dumps(status, indent=1) + "\n").encode())
+    fail_at("status.replaced")
 
 
 def _described(identity: Mapping[str, Any], labels: LabelSet) -> dict[str, Any]:
