@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from fcn_ray.tables.plan import PlanLog, count_chunks
 from fcn_ray.tables.planfile import read_refs
 from fcn_ray.tables.runs import Run
 from fcn_ray.tables.schema import OK
+
+_MANIFEST_NAME = re.compile(r"(\d{6,})\.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,16 +136,38 @@ def _read_json(uri: str) -> dict[str, Any]:
 
 
 def _announce(run: Run, manifest: Manifest) -> None:
-    """Point `_SUCCESS` at the manifest. It informs, and follows every later manifest, so it is replaced; never back."""
-    uri = storage.join(run.uri, "_SUCCESS")
-    try:
-        if json.loads(storage.read_bytes(uri))["plan"] > manifest.plan:
+    """Point `_SUCCESS` at the newest manifest. It informs, and follows every later manifest, so it is replaced.
+
+    A slow job may put an older manifest over a newer one that came in between, so it looks again: the last to write is
+    then one that has seen the newest.
+    """
+    while _said_plan(run) <= manifest.plan:
+        _say(run, manifest)
+        newest = _newest_plan(run)
+        if newest <= manifest.plan:
             return
+        manifest = _read_manifest(_manifest_uri(run, newest))
+
+
+def _said_plan(run: Run) -> int:
+    """The plan that `_SUCCESS` names; -1 when there is none yet, or none that says anything."""
+    try:
+        return int(json.loads(storage.read_bytes(storage.join(run.uri, "_SUCCESS")))["plan"])
     except (StorageError, ValueError, KeyError, TypeError):
-        pass  # there is none yet, or none that says anything
+        return -1
+
+
+def _newest_plan(run: Run) -> int:
+    """The newest plan with a manifest."""
+    names = (entry.path for entry in storage.list_files(storage.join(run.uri, "manifests")))
+    return max(int(match[1]) for match in map(_MANIFEST_NAME.fullmatch, names) if match)
+
+
+def _say(run: Run, manifest: Manifest) -> None:
+    """Write `_SUCCESS` for a manifest."""
     name = manifest.uri.removeprefix(f"{run.uri}/")
     totals = {"chunks": manifest.chunks, "rows": manifest.rows, "statuses": manifest.statuses}
     text = json.dumps({"manifest": name, "sha256": manifest.sha256, "plan": manifest.plan, **totals}, indent=1)
     fail_at("success.drafted")
-    storage.replace(uri, f"{text}\n".encode())
+    storage.replace(storage.join(run.uri, "_SUCCESS"), f"{text}\n".encode())
     fail_at("success.replaced")
