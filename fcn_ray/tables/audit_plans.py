@@ -21,6 +21,17 @@ Problem = tuple[str, str]
 """Kind of finding, and what was found and expected."""
 
 
+_TYPES = {
+    "path": pa.string(),
+    "version": pa.string(),
+    "first_row": pa.int64(),
+    "n_rows": pa.int64(),
+    "kind": pa.string(),
+    "chunk_id": pa.string(),
+}
+"""The columns that are checked, and what they are in Arrow."""
+
+
 class PlanRow(NamedTuple):
     """One row of a plan file, and the number of the plan."""
 
@@ -104,13 +115,15 @@ def _marks(run_uri: str, number: int) -> dict[bytes, bytes]:
 
 def _read_rows(run_uri: str, number: int) -> Iterator[PlanRow]:
     """Rows of a plan, a row group at a time; the file is opened for each, so that many plans can be merged."""
-    columns = [name for name in PlanRow._fields if name != "plan"]
+    columns = list(_TYPES)
     group, count = 0, 1
     while group < count:
         with storage.open_file(plan_file(run_uri, number)) as file:
             parquet = pq.ParquetFile(file, page_checksum_verification=True)
             count = parquet.num_row_groups
             table = parquet.read_row_group(group, columns=columns).select(columns)
+        if table.schema.types != list(_TYPES.values()):
+            raise ValueError(f"its columns are {table.schema.types}, expected {list(_TYPES.values())}")
         for batch in table.to_batches(1000):
             yield from (PlanRow(**row, plan=number) for row in batch.to_pylist())
         group += 1

@@ -57,7 +57,7 @@ def finish(run: Run, log: PlanLog, receipts: Iterable[Receipt] = ()) -> Manifest
             raise AuditError(f"{uri} does not describe the objects that are there; run `fcn-ray audit`")
     fail_at("manifest.put")
     manifest = _read_manifest(uri)
-    _announce(run, manifest)
+    _announce(run)
     return manifest
 
 
@@ -135,39 +135,32 @@ def _read_json(uri: str) -> dict[str, Any]:
     return found
 
 
-def _announce(run: Run, manifest: Manifest) -> None:
+def _announce(run: Run) -> None:
     """Point `_SUCCESS` at the newest manifest. It informs, and follows every later manifest, so it is replaced.
 
-    A slow job may put an older manifest over a newer one that came in between, so it looks again: the last to write is
-    then one that has seen the newest.
+    A slow job may put an older manifest over a newer one that came in between, so it looks again after it has written:
+    the last to write is then one that has seen the newest.
     """
-    while _said_plan(run) <= manifest.plan:
-        _say(run, manifest)
-        newest = _newest_plan(run)
-        if newest <= manifest.plan:
-            return
-        manifest = _read_manifest(_manifest_uri(run, newest))
+    uri = storage.join(run.uri, "_SUCCESS")
+    while _said(uri) != (text := _success_text(run)):
+        fail_at("success.drafted")
+        storage.replace(uri, text)
+        fail_at("success.replaced")
 
 
-def _said_plan(run: Run) -> int:
-    """The plan that `_SUCCESS` names; -1 when there is none yet, or none that says anything."""
+def _said(uri: str) -> bytes | None:
     try:
-        return int(json.loads(storage.read_bytes(storage.join(run.uri, "_SUCCESS")))["plan"])
-    except (StorageError, ValueError, KeyError, TypeError):
-        return -1
+        return storage.read_bytes(uri)
+    except StorageError:  # there is none yet
+        return None
 
 
-def _newest_plan(run: Run) -> int:
-    """The newest plan with a manifest."""
+def _success_text(run: Run) -> bytes:
+    """What `_SUCCESS` says of the newest manifest."""
     names = (entry.path for entry in storage.list_files(storage.join(run.uri, "manifests")))
-    return max(int(match[1]) for match in map(_MANIFEST_NAME.fullmatch, names) if match)
-
-
-def _say(run: Run, manifest: Manifest) -> None:
-    """Write `_SUCCESS` for a manifest."""
+    newest = max(int(match[1]) for match in map(_MANIFEST_NAME.fullmatch, names) if match)
+    manifest = _read_manifest(_manifest_uri(run, newest))
     name = manifest.uri.removeprefix(f"{run.uri}/")
     totals = {"chunks": manifest.chunks, "rows": manifest.rows, "statuses": manifest.statuses}
     text = json.dumps({"manifest": name, "sha256": manifest.sha256, "plan": manifest.plan, **totals}, indent=1)
-    fail_at("success.drafted")
-    storage.replace(storage.join(run.uri, "_SUCCESS"), f"{text}\n".encode())
-    fail_at("success.replaced")
+    return f"{text}\n".encode()

@@ -85,7 +85,7 @@ class Store:
         """The store after a request, and its answer. Raises BrokenError when something changes that never may."""
         kind, uri = request[:2]
         content = self.contents[store]
-        if kind == "put" and uri in content and not self._overwrite:
+        if kind == "put" and uri in content and not self._overwrites(uri):
             return store, False
         if kind in WRITES:
             return self._write(content, uri, request[2]), kind == "put"
@@ -107,12 +107,16 @@ class Store:
         kind, uri = request[:2]
         content = self.contents[store]
         if kind == "put":
-            return uri in content and not self._overwrite
+            return uri in content and not self._overwrites(uri)
         if kind == "files":
             return uri == IN and inputs == len(INPUTS) - 1
         if kind == "folders":
             return bool(content)
         return kind in {"read", "is_file"} and uri in content and uri != SUCCESS
+
+    def _overwrites(self, uri: str) -> bool:
+        """Never run.json, by whose second put a job may notice what store it has."""
+        return self._overwrite and not uri.endswith("/run.json")
 
     def _write(self, content: dict[str, bytes], uri: str, data: bytes) -> int:
         if uri in content and content[uri] != data and uri != SUCCESS:
@@ -128,14 +132,16 @@ class Store:
 class Search:
     """Breadth first over states; jobs are numbers of places in their code, which `_settle` finds."""
 
-    def __init__(self, code: Code, store: Store, drivers: str, faults: int) -> None:
+    def __init__(self, code: Code, store: Store, drivers: str, faults: int, opened: bool) -> None:
         self.code, self.store, self.drivers = code, store, drivers
         self.places: list[tuple[Frame, Node]] = []
         self._numbers: dict[tuple[Frame, Node], int] = {}
         self._after: dict[tuple[int, Hashable, int, int], int] = {}
         self._right: set[int] = set()
         self._goes_on: set[tuple[int, int]] = set()
-        self.first = State(0, 0, tuple(self._begin(driver, 0, 0) for driver in drivers), frozenset(), faults)
+        begun = self._open_alone() if opened else 0
+        jobs = tuple(self._begin(driver, begun, 0) for driver in drivers)
+        self.first = State(begun, 0, jobs, frozenset(), faults)
 
     def run(self) -> Found:
         """Look at every state, or at all up to the first one in which a promise is broken."""
@@ -173,6 +179,14 @@ class Search:
                 raise BrokenError("a job fails without a reason")
             if all(job == DONE for job in state.jobs):
                 check_end(RUN.uri, self.store.contents[state.store], ())
+
+    def _open_alone(self) -> int:
+        """The store with run.json, and nothing else."""
+        store, job = 0, self._begin(self.drivers[0], 0, 0)
+        while self.places[job][0].phase == "open":
+            store, answer = self.store.ask(store, 0, self._request(job))
+            job = self._advance(job, answer, store, 0)
+        return store
 
     def _finish_alone(self, store: int, inputs: int) -> int:
         """The store after one more job that nothing happens to."""
@@ -303,8 +317,12 @@ def search(
     overwrite: bool = False,
     put_plan: Callable[[str, bytes], bool] | None = None,
     remove_guard: Callable[[Code], None] = lambda code: None,
+    opened: bool = False,
 ) -> Found:
-    """Try everything that can happen to jobs of these drivers with so many faults; or without one of the guards."""
+    """Try everything that can happen to jobs of these drivers with so many faults; or without one of the guards.
+
+    With `opened` the run was begun by an earlier job.
+    """
     code = Code(patch, put_plan)
     remove_guard(code)
-    return Search(code, Store(overwrite), drivers, faults).run()
+    return Search(code, Store(overwrite), drivers, faults, opened).run()

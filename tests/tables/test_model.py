@@ -7,20 +7,21 @@ import pytest
 from fcn_ray import storage
 from fcn_ray.tables import commit, manifest, planfile
 from fcn_ray.tables.plan import Totals
+from fcn_ray.tables.runs import Run
 from tests.tables.model import search
 from tests.tables.stepping import Code
 
 
 @pytest.mark.parametrize(
-    ("drivers", "faults", "states"),
-    [("A", 3, 2_500), ("AB", 0, 5_000), ("AB", 1, 100_000)],
+    ("drivers", "faults", "opened", "states"),
+    [("A", 3, False, 2_500), ("AB", 0, False, 10_000), ("AB", 1, True, 100_000)],
     ids=["one job, three faults", "two jobs", "two jobs, one fault"],
 )
 def test_no_interleaving_breaks_a_promise(
-    monkeypatch: pytest.MonkeyPatch, drivers: str, faults: int, states: int
+    monkeypatch: pytest.MonkeyPatch, drivers: str, faults: int, opened: bool, states: int
 ) -> None:
     """In each state the store is right, and a job that starts when all others have died finishes everything."""
-    found = search(monkeypatch, drivers, faults)
+    found = search(monkeypatch, drivers, faults, opened=opened)
     print(f"{found.states} states, {found.moves} moves, {found.stores} stores, {found.ends} ends")
     assert found.broken is None, "\n".join([found.broken, *found.steps])
     assert found.states > states, "so much was looked at when this was written"
@@ -88,6 +89,10 @@ def test_an_object_that_is_named_after_its_writer_would_be_found(monkeypatch: py
 
 def test_a_success_that_goes_back_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a second look a slow job would leave _SUCCESS at an older manifest."""
-    monkeypatch.setattr(manifest, "_newest_plan", lambda run: 0)
+
+    def announce_once(run: Run) -> None:
+        storage.replace(f"{run.uri}/_SUCCESS", manifest._success_text(run))
+
+    monkeypatch.setattr(manifest, "_announce", announce_once)
     found = search(monkeypatch, "AB", 0)
     assert "_SUCCESS is" in str(found.broken), found
