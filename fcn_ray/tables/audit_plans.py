@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import io
 import json
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fcn_ray import storage
+from fcn_ray.tables.audit_rows import check_seal
 
 Problem = tuple[str, str]
 """Kind of finding, and what was found and expected."""
@@ -30,6 +32,9 @@ _TYPES = {
     "chunk_id": pa.string(),
 }
 """The columns that are checked, and what they are in Arrow."""
+
+_METADATA = {b"ARROW:schema", b"fcn_ray.chunks", b"fcn_ray.rows", b"fcn_ray.seal"}
+"""The keys of a plan's metadata: one that is damaged is another one."""
 
 
 class PlanRow(NamedTuple):
@@ -59,7 +64,10 @@ def check_plan(run_uri: str, number: int) -> Iterator[Problem]:
     """Everything that is wrong with one plan by itself."""
     chunks = images = 0
     try:
-        marks = _marks(run_uri, number)
+        data = storage.read_bytes(plan_file(run_uri, number))
+        metadata = pq.read_metadata(io.BytesIO(data))
+        marks = metadata.metadata or {}
+        yield from (("plan", message) for _, message in check_seal(data, metadata))
         for chunk_id, rows in read_chunks(run_uri, number):
             chunks += 1
             images += sum(row.n_rows for row in rows)
@@ -70,6 +78,9 @@ def check_plan(run_uri: str, number: int) -> Iterator[Problem]:
     found = (marks.get(b"fcn_ray.chunks", b""), marks.get(b"fcn_ray.rows", b""))
     if found != (str(chunks).encode(), str(images).encode()):
         yield "plan", f"says it has {found} chunks and images, found {chunks} and {images}"
+    unknown = sorted(marks.keys() - _METADATA)
+    if unknown:
+        yield "plan", f"has metadata {unknown}, which are none of ours"
 
 
 def check_coverage(run_uri: str, numbers: Iterable[int]) -> Iterator[Problem]:
@@ -106,11 +117,6 @@ def _check_version(path: str, version: str, rows: list[PlanRow]) -> Iterator[Pro
         next_row += row.n_rows
     if rows[0].kind == "image" and next_row != 1:
         yield "twice", f"{path!r} (version {version}) is one image, found {next_row} rows"
-
-
-def _marks(run_uri: str, number: int) -> dict[bytes, bytes]:
-    with storage.open_file(plan_file(run_uri, number)) as file:
-        return pq.read_metadata(file).metadata or {}
 
 
 def _read_rows(run_uri: str, number: int) -> Iterator[PlanRow]:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from fcn_ray import storage
 from fcn_ray.errors import AuditError, ForeignOutputError
 from fcn_ray.failpoints import fail_at
-from fcn_ray.tables import schema
+from fcn_ray.tables import schema, seal
 from fcn_ray.tables.maskfile import CHUNK_KEY, ROWS_KEY, RUN_KEY, check_rows, check_whole, encode
 from fcn_ray.tables.runs import Run
 
@@ -62,8 +62,10 @@ def read_receipt(run: Run, chunk_id: str) -> Receipt:
     try:
         parquet = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
         metadata = parquet.metadata.metadata or {}
+        if seal.is_broken(data):
+            raise ValueError("it is not what was written")
         status = parquet.read([schema.STATUS])[schema.STATUS]
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise AuditError(f"{uri} is damaged: {error}; run `fcn-ray audit`") from error
     owner = metadata.get(RUN_KEY, b"nobody").decode(errors="replace")
     if owner != run.run_id:

@@ -12,6 +12,7 @@ from typing import Any
 from fcn_ray import storage
 from fcn_ray.errors import AuditError, IncompleteError, StorageError
 from fcn_ray.failpoints import fail_at
+from fcn_ray.tables import seal
 from fcn_ray.tables.commit import Receipt, read_receipt
 from fcn_ray.tables.plan import PlanLog, count_chunks
 from fcn_ray.tables.planfile import read_refs
@@ -90,7 +91,10 @@ def _line(receipt: Receipt) -> tuple[str, str]:
 
 
 def _file_line(run: Run, name: str) -> str:
-    data = storage.read_bytes(storage.join(run.uri, name))
+    uri = storage.join(run.uri, name)
+    data = storage.read_bytes(uri)
+    if name.endswith(".parquet") and seal.is_broken(data):
+        raise AuditError(f"{uri} is damaged: it is not what was written; run `fcn-ray audit`")
     return json.dumps({"name": name, "size": len(data), "sha256": storage.digest(data)})
 
 

@@ -213,9 +213,10 @@ class Search:
     def _reads(self, state: State, index: int, request: Request) -> Iterator[Move]:
         for inputs in range(state.inputs, len(INPUTS) if request[1] == IN else state.inputs + 1):
             _, answer = self.store.ask(state.store, inputs, request)
-            yield self._told(state._replace(inputs=inputs), index, answer), (f"of inputs {inputs}",)
+            grown = state if inputs == state.inputs else state._replace(inputs=inputs)
+            yield self._told(grown, index, answer), ("of inputs", inputs)
         if state.faults:
-            yield self._with(state, index, DEAD)._replace(faults=state.faults - 1), ("and dies",)
+            yield self._with(state, index, DEAD, faults=1), ("and dies",)
 
     def _writes(self, state: State, index: int, request: Request) -> Iterator[Move]:
         store, answer = self.store.ask(state.store, state.inputs, request)
@@ -224,7 +225,7 @@ class Search:
         if not state.faults:
             return
         faults, flying = state.faults - 1, state.flying | {request}
-        dead = self._with(state, index, DEAD)._replace(faults=faults)
+        dead = self._with(state, index, DEAD, faults=1)
         yield dead, ("not done, and dies",)
         yield self._landed(dead._replace(store=store)), ("done, and dies",)
         done = done._replace(faults=faults)
@@ -237,14 +238,15 @@ class Search:
         if frame.phase == "commit":
             frame = to_next_chunk(frame)
             job = self._settle(frame, self.code.root(frame), state.store, state.inputs)
-            yield self._with(state, index, job)._replace(faults=faults), ("lost by the pipeline",)
+            yield self._with(state, index, job, faults=1), ("lost by the pipeline",)
 
     def _told(self, state: State, index: int, answer: Hashable) -> State:
         return self._with(state, index, self._advance(state.jobs[index], answer, state.store, state.inputs))
 
-    def _with(self, state: State, index: int, job: int) -> State:
+    def _with(self, state: State, index: int, job: int, faults: int = 0) -> State:
+        """The state with a job in another place, and after so many more faults."""
         jobs = (*state.jobs[:index], job, *state.jobs[index + 1 :])
-        return State(state.store, state.inputs, jobs, state.flying, state.faults)
+        return State(state.store, state.inputs, jobs, state.flying, state.faults - faults)
 
     def _landed(self, state: State) -> State:
         """Without the writes on their way that come too late to change anything."""

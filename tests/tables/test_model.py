@@ -71,7 +71,7 @@ def test_a_manifest_before_the_count_would_be_found(monkeypatch: pytest.MonkeyPa
 
 def test_a_chunk_that_is_named_after_its_writer_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def remove_guard(code: Code) -> None:
-        name = planfile.chunk_id
+        name, code.alike = planfile.chunk_id, False
         monkeypatch.setattr(planfile, "chunk_id", lambda chunk: code.driver.lower() + name(chunk)[1:])
 
     found = search(monkeypatch, "AB", 0, remove_guard=remove_guard)
@@ -80,7 +80,7 @@ def test_a_chunk_that_is_named_after_its_writer_would_be_found(monkeypatch: pyte
 
 def test_an_object_that_is_named_after_its_writer_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def remove_guard(code: Code) -> None:
-        uri = commit._mask_uri
+        uri, code.alike = commit._mask_uri, False
         monkeypatch.setattr(commit, "_mask_uri", lambda run, name: uri(run, name if code.driver == "A" else "b" * 32))
 
     found = search(monkeypatch, "AB", 0, remove_guard=remove_guard)

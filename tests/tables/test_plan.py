@@ -272,6 +272,20 @@ def test_a_damaged_plan_stops_the_job(tmp_path: Path) -> None:
         list(pending_chunks(log))
 
 
+@pytest.mark.parametrize("damage", ["types", "totals"])
+def test_a_plan_that_reads_as_something_else_stops_the_job(tmp_path: Path, damage: str) -> None:
+    """As after one flipped bit in its footer, which no checksum of a page covers."""
+    write_images(tmp_path / "in", "a.png")
+    _extend(tmp_path)
+    path = planfile.plan_uri(f"{tmp_path}/run", 1)
+    table, metadata = pq.read_table(path), {"fcn_ray.chunks": "1" if damage == "types" else "q", "fcn_ray.rows": "1"}
+    if damage == "types":
+        table = table.set_column(1, "path", [table["path"].cast("binary")])
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+    with pytest.raises(AuditError, match=r"000001.parquet is damaged"):
+        _extend(tmp_path)
+
+
 def test_a_worker_notices_a_changed_plan(tmp_path: Path) -> None:
     write_images(tmp_path / "in", "a.png", "b.png")
     log = _extend(tmp_path, rows=1)
