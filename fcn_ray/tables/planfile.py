@@ -102,8 +102,10 @@ def newest_plan(run_uri: str) -> int:
 
 
 def read_totals(run_uri: str, number: int) -> tuple[int, int]:
-    """Chunks and images of a plan."""
+    """Chunks and images of a plan, of which every bit was looked at: one that is misread would be planned again."""
     with _open(run_uri, number) as plan:
+        if seal.is_broken(storage.read_bytes(plan_uri(run_uri, number))):
+            raise ValueError("it is not what was written")
         metadata = plan.metadata.metadata or {}
         return int(metadata[_CHUNKS]), int(metadata[_ROWS])
 

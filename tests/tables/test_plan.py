@@ -1,11 +1,14 @@
+import io
 import itertools
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -284,6 +287,29 @@ def test_a_plan_that_reads_as_something_else_stops_the_job(tmp_path: Path, damag
     pq.write_table(table.replace_schema_metadata(metadata), path)
     with pytest.raises(AuditError, match=r"000001.parquet is damaged"):
         _extend(tmp_path)
+
+
+def test_no_flipped_bit_makes_a_job_plan_something_again(tmp_path: Path) -> None:
+    """Row counts in the footer have no checksum: a plan that seems shorter than it is would leave inputs uncovered."""
+    write_images(tmp_path / "in", "a.png", "b.png", "c.png")
+    _extend(tmp_path)
+    path = Path(planfile.plan_uri(f"{tmp_path}/run", 1))
+    shorter = list(_flips_that_leave(path.read_bytes(), rows=1)) + list(_flips_that_leave(path.read_bytes(), rows=2))
+    assert shorter, "no bit makes it shorter"
+    for damaged in shorter:
+        path.write_bytes(damaged)
+        with pytest.raises(AuditError, match=r"000001.parquet is damaged"):
+            _extend(tmp_path, put=lambda uri, data: pytest.fail("nothing is new"))
+
+
+def _flips_that_leave(data: bytes, rows: int) -> Iterator[bytes]:
+    """A file with one bit flipped in its footer, so that its row group has so many rows."""
+    for bit in range((len(data) - 8 - int.from_bytes(data[-8:-4], "little")) * 8, len(data) * 8):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with suppress(pa.ArrowException, OSError, ValueError, IndexError):
+            if pq.read_metadata(io.BytesIO(damaged)).row_group(0).num_rows == rows:
+                yield bytes(damaged)
 
 
 def test_a_worker_notices_a_changed_plan(tmp_path: Path) -> None:
