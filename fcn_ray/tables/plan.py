@@ -132,7 +132,7 @@ def _extend_once(log: PlanLog, input_uri: str, limits: ChunkConfig, columns: Col
         newest += 1
         fail_at("plan.drafted")
         if not put(plan_uri(log.run_uri, newest), plan.finish()):
-            return None
+            continue
         fail_at("plan.put")
         chunks, rows = chunks + plan.chunks, rows + plan.rows
     return PlanLog(log.run_uri, newest, chunks, rows, listing=listing)
