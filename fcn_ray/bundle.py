@@ -1,6 +1,7 @@
 """The bundle: a trained network as a folder, all that training hands to inference.
 
-    model.json          what the network is: spec, classes, preprocessing, digest of the weights; written last
+    model.json          what the network is: spec, classes, preprocessing, digests of the weights and of the rest;
+                        written last
     model.safetensors   the weights, by variable path
     README.md           the model card, for people
 
@@ -73,6 +74,8 @@ class Manifest(Section):
     weights: StoredWeights
     versions: dict[str, str]
     metadata: dict[str, JsonValue]
+    checksum: Digest | None = None
+    """Of all but `weights`, which vouch for themselves; older bundles have none."""
 
     @model_validator(mode="after")
     def _check(self) -> Manifest:
@@ -223,9 +226,17 @@ def _manifest_text(
         "metadata": metadata,
     }
     try:
-        return (json.dumps(content, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+        checksum = _checksum(json.dumps(content, ensure_ascii=False, allow_nan=False))
+        return (json.dumps(content | {"checksum": checksum}, indent=2, ensure_ascii=False) + "\n").encode()
     except (TypeError, ValueError) as error:
         raise BundleError(f"metadata cannot be stored as JSON ({error}): pass finite numbers, text, lists") from error
+
+
+def _checksum(text: str | bytes) -> str:
+    """sha256 over what model.json says, numbers as they are spelled, whatever its layout."""
+    content = json.loads(text, parse_float=str, parse_int=str)
+    rest = {key: value for key, value in content.items() if key not in {"weights", "checksum"}}
+    return storage.digest(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode())
 
 
 def _read_manifest(uri: str) -> Manifest:
@@ -237,6 +248,16 @@ def _read_manifest(uri: str) -> Manifest:
 
 
 def _parse_manifest(text: bytes, uri: str) -> Manifest:
+    manifest = _validate_manifest(text, uri)
+    if manifest.checksum is not None and manifest.checksum != _checksum(text):
+        raise BundleError(
+            f"{uri} has changed since it was written (its checksum does not fit): get the bundle again; "
+            "if you changed it on purpose, delete the checksum from it"
+        )
+    return manifest
+
+
+def _validate_manifest(text: bytes, uri: str) -> Manifest:
     try:
         return Manifest.model_validate_json(text, strict=True)
     except DataError as error:  # from LabelSet

@@ -117,7 +117,7 @@ def test_digest_names_the_network_and_not_its_story(tmp_path: Path) -> None:
 
 def test_digest_of_an_old_bundle_outlives_new_settings(folder: Path) -> None:
     """A key that model.json does not hold, because it was not there then, does not count."""
-    edit(folder, lambda content: content["spec"].pop("dropout"))
+    edit(folder, lambda content: (content["spec"].pop("dropout"), content.pop("checksum")))
     digest = load_bundle(str(folder)).digest
     edit(folder, lambda content: content["spec"].update(dropout=0.5))
     assert load_bundle(str(folder)).digest != digest
@@ -217,6 +217,8 @@ DEFECTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "colour": (lambda f: edit(f, lambda c: c["labels"]["palette"].__setitem__(0, [0, 0, 256])), r"palette.0.2 = 256"),
     "same names": (lambda f: edit(f, lambda c: c["labels"].update(names=["a"] * 4)), "class names must differ"),
     "zero std": (lambda f: edit(f, lambda c: c["preprocessing"].update(std=[1, 0, 1])), "divide by no zero"),
+    "colour changed": (lambda f: edit(f, lambda c: c["labels"]["palette"].reverse()), "its checksum does not fit"),
+    "metric changed": (lambda f: edit(f, lambda c: c["metadata"].clear()), "its checksum does not fit"),
     "nan mean": (lambda f: edit(f, lambda c: c["preprocessing"].update(mean=[1, 2, float("nan")])), "must be finite"),
 }
 

@@ -12,6 +12,7 @@ from stat import S_ISREG
 from typing import BinaryIO
 
 from fcn_ray.errors import StorageError
+from fcn_ray.failpoints import fail_at
 from fcn_ray.storage.uris import Entry, local_path
 
 _TEMPORARY = ".tmp-"
@@ -154,7 +155,9 @@ def put_if_absent(uri: str, data: bytes) -> bool:
             os.link(temporary, path)
         except FileExistsError:
             return False
+        fail_at("put.linked")
         _flush_folder(path.parent)
+        fail_at("put.flushed")
         return True
     except OSError as error:
         raise StorageError(f"{uri} cannot be written: {error.strerror or error}") from error
@@ -170,6 +173,7 @@ def replace(uri: str, data: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         _write_durably(temporary, data)
         os.replace(temporary, path)
+        fail_at("replace.renamed")
     except OSError as error:
         _discard(temporary)
         raise StorageError(f"{uri} cannot be written: {error.strerror or error}") from error
@@ -187,10 +191,14 @@ def _discard(path: Path) -> None:
 
 
 def _write_durably(path: Path, data: bytes) -> None:
+    fail_at("write.begun")
     with open(path, "xb") as file:
+        fail_at("write.opened")
         file.write(data)
         file.flush()
+        fail_at("write.written")
         os.fsync(file.fileno())
+    fail_at("write.synced")
 
 
 def _flush_folder(folder: Path) -> None:

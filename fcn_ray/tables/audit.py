@@ -20,7 +20,8 @@ import numpy.typing as npt
 
 from fcn_ray import storage
 from fcn_ray.errors import ConfigError, OutOfReachError, StorageError
-from fcn_ray.tables.audit_manifests import check_manifests, check_success
+from fcn_ray.failpoints import fail_at
+from fcn_ray.tables.audit_manifests import Planned, check_manifests, check_success
 from fcn_ray.tables.audit_plans import PlanRow, check_coverage, check_plan, plan_file, read_chunks
 from fcn_ray.tables.audit_rows import Expected, Seen, check_mask_file
 
@@ -92,7 +93,7 @@ class AuditReport:
 
 
 def audit(output: str) -> AuditReport:
-    """Check every run in a folder that `fcn-ray segment` wrote. Memory: one mask file, and 50 bytes for each chunk.
+    """Check every run in a folder that `fcn-ray segment` wrote. Memory: one mask file, and 150 bytes for each chunk.
 
     Raises ConfigError when there is no run, StorageError when storage cannot be read; whatever is wrong with what is
     stored is a finding.
@@ -122,15 +123,23 @@ class _RunAudit:
         self.published: dict[str, dict[str, Any]] = {}
 
     def check(self) -> None:
+        fail_at("audit.begun")
         self._check_run_file()
         stored = self._list()
+        fail_at("audit.listed")
         intact = self._check_plans()
+        fail_at("audit.planned")
         newest = max(self.manifests, default=None)
-        for name, (kind, message) in check_manifests(self.uri, self.run_id, self.manifests, self.published):
+        whole = intact == self.plans  # else every chunk of a damaged plan would be missed
+        planned = self._planned() if whole else None
+        for name, (kind, message) in check_manifests(self.uri, self.run_id, self.manifests, self.published, planned):
             self._note(kind, name, message)
+        fail_at("audit.manifests")
         pending = sum(self._check_plan_objects(number, newest) for number in intact)
-        if intact == self.plans:  # else every chunk of a damaged plan would be a stray
-            self._check_strays(stored)
+        fail_at("audit.masks")
+        if planned is not None:
+            for chunk_id in np.setdiff1d(stored, planned[0]).tolist():
+                self._note("stray", f"masks/{chunk_id.decode()}.parquet", "is in no plan")
         self._check_end(pending, newest)
 
     def _note(self, kind: str, name: str, message: str) -> None:
@@ -142,14 +151,17 @@ class _RunAudit:
             parts = {key: found[key] for key in ("identity", "labels", "schema_version")}
             text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
             self.classes, self.ignore_id = len(found["labels"]["names"]), int(found["labels"]["ignore_id"])
+            model = found["identity"].get("model")
         except OutOfReachError:
             raise
-        except (StorageError, ValueError, KeyError, TypeError) as error:
+        except (StorageError, ValueError, KeyError, TypeError, AttributeError) as error:
             self._note("run", "run.json", f"cannot be understood: {error!r}")
             return
         computed = hashlib.sha256(text.encode()).hexdigest()[:16]
         if {self.run_id, found.get("run")} != {computed}:
             self._note("run", "run.json", f"says run {found.get('run')!r}, its identity gives {computed!r}")
+        elif isinstance(model, str):
+            self.model_digest = model
 
     def _list(self) -> npt.NDArray[np.bytes_]:
         """Sort the names in the folder; ids of the mask files."""
@@ -225,15 +237,11 @@ class _RunAudit:
         if finished and self.published.get(name) != found:
             self._note("digest", name, f"is {found}, in the manifest {self.published.get(name)}")
 
-    def _check_strays(self, stored: npt.NDArray[np.bytes_]) -> None:
-        """No mask file, and nothing in the newest manifest, is outside the plan."""
-        ids = (chunk_id for number in self.plans for chunk_id, _ in read_chunks(self.uri, number))
-        planned = np.unique(np.fromiter(ids, dtype="S32"))
-        for chunk_id in np.setdiff1d(stored, planned, assume_unique=True).tolist():
-            self._note("stray", f"masks/{chunk_id.decode()}.parquet", "is in no plan")
-        listed = np.array([name[6:38] for name in self.published], dtype="S32")
-        for chunk_id in np.setdiff1d(listed, planned).tolist():
-            self._note("stray", "manifests", f"the newest lists chunk {chunk_id.decode()}, which is in no plan")
+    def _planned(self) -> Planned:
+        """The ids of all chunks, sorted, and the plan that each is in."""
+        chunks = ((chunk_id, number) for number in self.plans for chunk_id, _ in read_chunks(self.uri, number))
+        table = np.unique(np.fromiter(chunks, dtype=[("id", "S32"), ("plan", "i4")]))
+        return table["id"], table["plan"]
 
     def _check_end(self, pending: int, newest: int | None) -> None:
         name = f"run={self.run_id}"

@@ -12,6 +12,9 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from fcn_ray import storage
 from fcn_ray.errors import OutOfReachError, StorageError
 
@@ -21,15 +24,26 @@ Problem = tuple[str, str]
 _OBJECT = re.compile(r"masks/[0-9a-f]{32}\.parquet")
 
 
+Planned = tuple[npt.NDArray[np.bytes_], npt.NDArray[np.int32]]
+"""The ids of all chunks, sorted, and the number of the plan that each is in."""
+
+
 def manifest_name(number: int) -> str:
     """Name of a manifest below its run."""
     return f"manifests/{number:06}.json"
 
 
 def check_manifests(
-    run_uri: str, run_id: str, numbers: Iterable[int], published: dict[str, dict[str, Any]]
+    run_uri: str,
+    run_id: str,
+    numbers: Iterable[int],
+    published: dict[str, dict[str, Any]],
+    planned: Planned | None,
 ) -> Iterator[tuple[str, Problem]]:
-    """(name, problem) for all that is wrong with the manifests; `published` gets the newest one's objects by name."""
+    """(name, problem) for all that is wrong with the manifests; `published` gets the newest one's objects by name.
+
+    `planned` is None when the plans are damaged.
+    """
     listed: dict[str, dict[str, Any]] = {}
     files: dict[str, dict[str, Any]] = {}
     for number in numbers:
@@ -38,6 +52,7 @@ def check_manifests(
             found = json.loads(storage.read_bytes(storage.join(run_uri, name)))
             files, objects = ({item["name"]: item for item in found[key]} for key in ("files", "objects"))
             problems = [*_check_totals(found, objects, run_id, number), *_check_kept(files | objects, listed)]
+            problems += _check_listed(objects, planned, number) if planned is not None else []
         except (ValueError, KeyError, TypeError) as error:
             yield name, ("manifest", f"cannot be understood: {error!r}")
             continue
@@ -99,6 +114,16 @@ def _check_totals(
     wrong = {key: found.get(key) for key, value in expected.items() if found.get(key) != value}
     if wrong:
         yield "manifest", f"says {wrong}, expected {expected}"
+
+
+def _check_listed(objects: Iterable[str], planned: Planned, number: int) -> Iterator[Problem]:
+    """The manifest lists exactly the chunks of the plans up to its own."""
+    ids, plans = planned
+    listed, expected = np.array([name[6:38] for name in objects], dtype="S32"), ids[plans <= number]
+    for chunk_id in np.setdiff1d(listed, expected).tolist():
+        yield "stray", f"it lists chunk {chunk_id.decode()}, which is in no plan up to {number}"
+    for chunk_id in np.setdiff1d(expected, listed).tolist():
+        yield "manifest", f"it lacks chunk {chunk_id.decode()}, which is in a plan up to {number}"
 
 
 def _check_files(run_uri: str, files: dict[str, dict[str, Any]]) -> Iterator[tuple[str, Problem]]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import heapq
+import io
 import json
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -16,9 +17,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fcn_ray import storage
+from fcn_ray.tables.audit_rows import check_seal
 
 Problem = tuple[str, str]
 """Kind of finding, and what was found and expected."""
+
+
+_TYPES = {
+    "path": pa.string(),
+    "version": pa.string(),
+    "first_row": pa.int64(),
+    "n_rows": pa.int64(),
+    "kind": pa.string(),
+    "chunk_id": pa.string(),
+}
+"""The columns that are checked, and what they are in Arrow."""
+
+_METADATA = {b"ARROW:schema", b"fcn_ray.chunks", b"fcn_ray.rows", b"fcn_ray.seal"}
+"""The keys of a plan's metadata: one that is damaged is another one."""
 
 
 class PlanRow(NamedTuple):
@@ -48,7 +64,10 @@ def check_plan(run_uri: str, number: int) -> Iterator[Problem]:
     """Everything that is wrong with one plan by itself."""
     chunks = images = 0
     try:
-        marks = _marks(run_uri, number)
+        data = storage.read_bytes(plan_file(run_uri, number))
+        metadata = pq.read_metadata(io.BytesIO(data))
+        marks = metadata.metadata or {}
+        yield from (("plan", message) for _, message in check_seal(data, metadata))
         for chunk_id, rows in read_chunks(run_uri, number):
             chunks += 1
             images += sum(row.n_rows for row in rows)
@@ -59,6 +78,9 @@ def check_plan(run_uri: str, number: int) -> Iterator[Problem]:
     found = (marks.get(b"fcn_ray.chunks", b""), marks.get(b"fcn_ray.rows", b""))
     if found != (str(chunks).encode(), str(images).encode()):
         yield "plan", f"says it has {found} chunks and images, found {chunks} and {images}"
+    unknown = sorted(marks.keys() - _METADATA)
+    if unknown:
+        yield "plan", f"has metadata {unknown}, which are none of ours"
 
 
 def check_coverage(run_uri: str, numbers: Iterable[int]) -> Iterator[Problem]:
@@ -97,20 +119,17 @@ def _check_version(path: str, version: str, rows: list[PlanRow]) -> Iterator[Pro
         yield "twice", f"{path!r} (version {version}) is one image, found {next_row} rows"
 
 
-def _marks(run_uri: str, number: int) -> dict[bytes, bytes]:
-    with storage.open_file(plan_file(run_uri, number)) as file:
-        return pq.read_metadata(file).metadata or {}
-
-
 def _read_rows(run_uri: str, number: int) -> Iterator[PlanRow]:
     """Rows of a plan, a row group at a time; the file is opened for each, so that many plans can be merged."""
-    columns = [name for name in PlanRow._fields if name != "plan"]
+    columns = list(_TYPES)
     group, count = 0, 1
     while group < count:
         with storage.open_file(plan_file(run_uri, number)) as file:
             parquet = pq.ParquetFile(file, page_checksum_verification=True)
             count = parquet.num_row_groups
             table = parquet.read_row_group(group, columns=columns).select(columns)
+        if table.schema.types != list(_TYPES.values()):
+            raise ValueError(f"its columns are {table.schema.types}, expected {list(_TYPES.values())}")
         for batch in table.to_batches(1000):
             yield from (PlanRow(**row, plan=number) for row in batch.to_pylist())
         group += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import struct
 from collections import Counter
@@ -35,6 +36,13 @@ _TYPES = {
     schema.RUN_ID: pa.string(),
 }
 """The columns that are checked, and what they are in Arrow."""
+
+_METADATA = {
+    b"ARROW:schema",
+    b"huggingface",
+    *(b"fcn_ray." + name for name in (b"labels", b"run", b"chunk", b"rows", b"seal")),
+}
+"""The keys of a file's metadata: one that is damaged is another one."""
 
 Problem = tuple[str, str]
 """Kind of finding, and what was found and expected."""
@@ -77,6 +85,7 @@ def check_mask_file(data: bytes, expected: Expected, seen: Seen) -> Iterator[Pro
             table = parquet.read_row_group(group)  # all columns: every page's checksum is checked
             yield from _check_group(table, first, expected, seen)
             first += table.num_rows
+        yield from check_seal(data, parquet.metadata)
     except (pa.ArrowException, OSError, ValueError) as error:
         yield "unreadable", f"cannot be read as Parquet: {error}"
         return
@@ -91,6 +100,22 @@ def _check_metadata(parquet: pq.ParquetFile, expected: Expected) -> Iterator[Pro
         found = metadata.get(f"fcn_ray.{name}".encode(), b"").decode(errors="replace")
         if found != value:
             yield "metadata", f"says that its {name} is {found!r}, expected {value!r}"
+    unknown = sorted(metadata.keys() - _METADATA)
+    if unknown:
+        yield "metadata", f"has metadata {unknown}, which are none of ours"
+
+
+def check_seal(data: bytes, metadata: pq.FileMetaData) -> Iterator[Problem]:
+    """The file has the digest that its metadata has, taken with zeros in its place; older files have none."""
+    sealed = (metadata.metadata or {}).get(b"fcn_ray.seal")
+    if sealed is None:
+        return
+    at, content = data.rindex(sealed), memoryview(data)
+    found = hashlib.sha256()
+    for part in (content[:at], b"0" * 64, content[at + len(sealed) :]):
+        found.update(part)
+    if found.hexdigest().encode() != sealed:
+        yield "seal", f"is not what was written: its digest is {found.hexdigest()}, its seal {sealed!r}"
 
 
 def _check_group(table: pa.Table, first: int, expected: Expected, seen: Seen) -> Iterator[Problem]:

@@ -16,7 +16,8 @@ import pyarrow.parquet as pq
 
 from fcn_ray import storage
 from fcn_ray.errors import AuditError, ForeignOutputError
-from fcn_ray.tables import schema
+from fcn_ray.failpoints import fail_at
+from fcn_ray.tables import schema, seal
 from fcn_ray.tables.maskfile import CHUNK_KEY, ROWS_KEY, RUN_KEY, check_rows, check_whole, encode
 from fcn_ray.tables.runs import Run
 
@@ -44,7 +45,9 @@ def commit_chunk(run: Run, table: pa.Table) -> Receipt:
     chunk_id = check_whole(table)
     check_rows(run, table, chunk_id)
     data, uri = encode(run, chunk_id, table), _mask_uri(run, chunk_id)
+    fail_at("chunk.encoded")
     if storage.put_if_absent(uri, data):
+        fail_at("chunk.put")
         return _receipt(chunk_id, data, table[schema.STATUS], written=True)
     there = read_receipt(run, chunk_id)
     if there.n_rows != table.num_rows:
@@ -59,8 +62,10 @@ def read_receipt(run: Run, chunk_id: str) -> Receipt:
     try:
         parquet = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
         metadata = parquet.metadata.metadata or {}
+        if seal.is_broken(data):
+            raise ValueError("it is not what was written")
         status = parquet.read([schema.STATUS])[schema.STATUS]
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise AuditError(f"{uri} is damaged: {error}; run `fcn-ray audit`") from error
     owner = metadata.get(RUN_KEY, b"nobody").decode(errors="replace")
     if owner != run.run_id:

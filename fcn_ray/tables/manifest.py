@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from fcn_ray import storage
-from fcn_ray.errors import AuditError, IncompleteError, StorageError
+from fcn_ray.errors import AuditError, IncompleteError, OutOfReachError, StorageError
+from fcn_ray.failpoints import fail_at
+from fcn_ray.tables import seal
 from fcn_ray.tables.commit import Receipt, read_receipt
 from fcn_ray.tables.plan import PlanLog, count_chunks
 from fcn_ray.tables.planfile import read_refs
 from fcn_ray.tables.runs import Run
 from fcn_ray.tables.schema import OK
+
+_MANIFEST_NAME = re.compile(r"(\d{6,})\.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +50,15 @@ def finish(run: Run, log: PlanLog, receipts: Iterable[Receipt] = ()) -> Manifest
         pending = totals.chunks - totals.done_chunks
         raise IncompleteError(f"{pending} of {totals.chunks} chunks are pending in {run.uri}; run the command again")
     uri = _manifest_uri(run, log.newest)
+    fail_at("manifest.counted")
     if not storage.is_file(uri):
         data = _manifest_json(run, log, _known_lines(run, log, receipts))
+        fail_at("manifest.drafted")
         if not storage.put_if_absent(uri, data) and storage.read_bytes(uri) != data:
             raise AuditError(f"{uri} does not describe the objects that are there; run `fcn-ray audit`")
+    fail_at("manifest.put")
     manifest = _read_manifest(uri)
-    _announce(run, manifest)
+    _announce(run)
     return manifest
 
 
@@ -83,7 +91,10 @@ def _line(receipt: Receipt) -> tuple[str, str]:
 
 
 def _file_line(run: Run, name: str) -> str:
-    data = storage.read_bytes(storage.join(run.uri, name))
+    uri = storage.join(run.uri, name)
+    data = storage.read_bytes(uri)
+    if name.endswith(".parquet") and seal.is_broken(data):
+        raise AuditError(f"{uri} is damaged: it is not what was written; run `fcn-ray audit`")
     return json.dumps({"name": name, "size": len(data), "sha256": storage.digest(data)})
 
 
@@ -128,16 +139,34 @@ def _read_json(uri: str) -> dict[str, Any]:
     return found
 
 
-def _announce(run: Run, manifest: Manifest) -> None:
-    """Point `_SUCCESS` at the manifest. It informs, and follows every later manifest, so it is replaced; never back."""
+def _announce(run: Run) -> None:
+    """Point `_SUCCESS` at the newest manifest. It informs, and follows every later manifest, so it is replaced.
+
+    A slow job may put an older manifest over a newer one that came in between, so it looks again after it has written:
+    the last to write is then one that has seen the newest.
+    """
     uri = storage.join(run.uri, "_SUCCESS")
+    while _said(uri) != (text := _success_text(run)):
+        fail_at("success.drafted")
+        storage.replace(uri, text)
+        fail_at("success.replaced")
+
+
+def _said(uri: str) -> bytes | None:
+    try:
+        return storage.read_bytes(uri)
+    except OutOfReachError:
+        raise
+    except StorageError:  # there is none yet
+        return None
+
+
+def _success_text(run: Run) -> bytes:
+    """What `_SUCCESS` says of the newest manifest."""
+    names = (entry.path for entry in storage.list_files(storage.join(run.uri, "manifests")))
+    newest = max(int(match[1]) for match in map(_MANIFEST_NAME.fullmatch, names) if match)
+    manifest = _read_manifest(_manifest_uri(run, newest))
     name = manifest.uri.removeprefix(f"{run.uri}/")
     totals = {"chunks": manifest.chunks, "rows": manifest.rows, "statuses": dict(manifest.statuses)}
     success = {"manifest": name, "sha256": manifest.sha256, "plan": manifest.plan, **totals}
-    try:
-        found = json.loads(storage.read_bytes(uri))
-        if found == success or found["plan"] > manifest.plan:
-            return
-    except (StorageError, ValueError, KeyError, TypeError):
-        pass  # there is none yet, or none that says anything
-    storage.replace(uri, f"{json.dumps(success, indent=1)}\n".encode())
+    return f"{json.dumps(success, indent=1)}\n".encode()

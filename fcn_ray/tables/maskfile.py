@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fcn_ray.errors import IncompleteError
-from fcn_ray.tables import schema
+from fcn_ray.tables import schema, seal
 from fcn_ray.tables.runs import Run
 
 MAX_GROUP_BYTES = 100_000_000
@@ -76,7 +76,8 @@ def encode(run: Run, chunk_id: str, table: pa.Table) -> bytes:
     ) as writer:
         for group in _row_groups(table):
             writer.write_table(group, row_group_size=max(1, group.num_rows))
-    return sink.getvalue()
+        writer.add_key_value_metadata({seal.KEY: seal.BLANK})
+    return seal.seal(sink)
 
 
 def _row_groups(table: pa.Table) -> Iterator[pa.Table]:

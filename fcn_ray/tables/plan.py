@@ -19,6 +19,7 @@ import numpy.typing as npt
 from fcn_ray import storage
 from fcn_ray.config import ChunkConfig
 from fcn_ray.errors import OutOfReachError, SchemaError, StorageError
+from fcn_ray.failpoints import fail_at
 from fcn_ray.tables import planfile
 from fcn_ray.tables.chunks import Chunk, cut_chunks
 from fcn_ray.tables.columns import Columns
@@ -133,8 +134,10 @@ def _extend_once(log: PlanLog, input_uri: str, limits: ChunkConfig, columns: Col
     newest, chunks, rows = log.newest, log.chunks, log.rows
     for plan in _draft_plans(cut_chunks(sources, limits, row_groups)):
         newest += 1
+        fail_at("plan.drafted")
         if not put(plan_uri(log.run_uri, newest), plan.finish()):
             return None
+        fail_at("plan.put")
         chunks, rows = chunks + plan.chunks, rows + plan.rows
     return PlanLog(log.run_uri, newest, chunks, rows, listing=listing)
 

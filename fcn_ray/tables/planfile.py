@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from fcn_ray import storage
 from fcn_ray.errors import AuditError
+from fcn_ray.tables import seal
 from fcn_ray.tables.chunks import Chunk, chunk_id
 from fcn_ray.tables.sources import Piece
 
@@ -72,9 +73,9 @@ class PlanWriter:
         """The file's content."""
         if self._pending:
             self._write_group()
-        self._writer.add_key_value_metadata({_CHUNKS: str(self.chunks), _ROWS: str(self.rows)})
+        self._writer.add_key_value_metadata({_CHUNKS: str(self.chunks), _ROWS: str(self.rows), seal.KEY: seal.BLANK})
         self._writer.close()
-        return self._sink.getvalue()
+        return seal.seal(self._sink)
 
     def _write_group(self) -> None:
         table = pa.table([list(column) for column in zip(*self._pending, strict=True)], schema=PLAN_SCHEMA)
@@ -101,10 +102,12 @@ def newest_plan(run_uri: str) -> int:
 
 
 def read_totals(run_uri: str, number: int) -> tuple[int, int]:
-    """Chunks and images of a plan."""
+    """Chunks and images of a plan, of which every bit was looked at: one that is misread would be planned again."""
     with _open(run_uri, number) as plan:
-        metadata = plan.metadata.metadata
-    return int(metadata[_CHUNKS]), int(metadata[_ROWS])
+        if seal.is_broken(storage.read_bytes(plan_uri(run_uri, number))):
+            raise ValueError("it is not what was written")
+        metadata = plan.metadata.metadata or {}
+        return int(metadata[_CHUNKS]), int(metadata[_ROWS])
 
 
 def read_versions(run_uri: str, number: int) -> Iterator[tuple[str, str]]:
@@ -158,6 +161,9 @@ def _open(run_uri: str, number: int) -> Iterator[pq.ParquetFile]:
     uri = plan_uri(run_uri, number)
     try:
         with storage.open_file(uri) as file:
-            yield pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
-    except (pa.ArrowException, OSError, KeyError) as error:
+            plan = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
+            if (plan.schema_arrow.names, plan.schema_arrow.types) != (PLAN_SCHEMA.names, PLAN_SCHEMA.types):
+                raise ValueError(f"its columns are {plan.schema_arrow}")
+            yield plan
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise AuditError(f"{uri} is damaged: {error}; restore it, or start over in another output folder") from error

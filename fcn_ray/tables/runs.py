@@ -10,6 +10,7 @@ from typing import Any
 
 from fcn_ray import storage
 from fcn_ray.errors import ConfigError, ForeignOutputError, OutOfReachError, StorageError
+from fcn_ray.failpoints import fail_at
 from fcn_ray.labels import LabelSet
 from fcn_ray.tables.schema import SCHEMA_VERSION
 from fcn_ray.tables.sources import check_input
@@ -58,6 +59,7 @@ def open_run(
     document = {"run": run.run_id, "input": input_uri, **described, "about": dict(about or {})}
     uri = storage.join(run.uri, "run.json")
     data = (json.dumps(document, indent=1, sort_keys=True) + "\n").encode()
+    fail_at("run.checked")
     if not storage.put_if_absent(uri, data):
         _check_same(uri, document)
     elif storage.put_if_absent(uri, data):
@@ -65,6 +67,7 @@ def open_run(
             f"output {output}: this store overwrites what it is asked to put if absent (If-None-Match), so two jobs "
             "could lose one another's results; choose a store that knows conditional writes"
         )
+    fail_at("run.opened")
     return run
 
 
@@ -77,7 +80,9 @@ def check_output(output: str, input_uri: str) -> None:
 
 def write_status(run: Run, status: Mapping[str, Any]) -> None:
     """Put `status.json`, over the last one: what the job is doing, or how it ended. It informs; nothing rests on it."""
+    fail_at("status.begun")
     storage.replace(storage.join(run.uri, "status.json"), (json.dumps(status, indent=1) + "\n").encode())
+    fail_at("status.replaced")
 
 
 def _described(identity: Mapping[str, Any], labels: LabelSet) -> dict[str, Any]:
@@ -105,12 +110,16 @@ def _check_ours(output: str) -> None:
     """A folder is ours when it holds a run; also when it holds no file, as after a crash before `run.json`."""
     if storage.is_file(output):
         raise ForeignOutputError(f"output {output} is a file, expected a folder; {_OTHER_OUTPUT}")
-    runs = [name for name in storage.list_folders(output) if _FOLDER.fullmatch(name)]
-    if any(storage.is_file(storage.join(output, name, "run.json")) for name in runs):
+    if _holds_run(output):
         return
     found = next(storage.list_files(output), None)
-    if found is not None:
+    if found is not None and not _holds_run(output):  # else another job began it since
         raise ForeignOutputError(f"output {output} holds {found.path}, which fcn-ray did not write; {_OTHER_OUTPUT}")
+
+
+def _holds_run(output: str) -> bool:
+    runs = [name for name in storage.list_folders(output) if _FOLDER.fullmatch(name)]
+    return any(storage.is_file(storage.join(output, name, "run.json")) for name in runs)
 
 
 def _check_same(uri: str, document: Mapping[str, Any]) -> None:

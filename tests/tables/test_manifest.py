@@ -96,6 +96,24 @@ def test_success_never_goes_back(tmp_path: Path) -> None:
     assert _success(run)["manifest"] == "manifests/000002.json"
 
 
+def test_success_does_not_stay_back_after_a_race(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A newer manifest and its _SUCCESS come after this job looked, and before it writes."""
+    write_images(tmp_path / "in", "a.png")
+    run, log = start_run(tmp_path)
+    list(commit_pending(run, log))
+    replace = storage.replace
+
+    def replace_late(uri: str, data: bytes) -> None:
+        monkeypatch.undo()
+        write_images(tmp_path / "in", "b.png")
+        finished_run(tmp_path)
+        replace(uri, data)
+
+    monkeypatch.setattr(storage, "replace", replace_late)
+    assert finish(run, log).plan == 1
+    assert _success(run)["manifest"] == "manifests/000002.json"
+
+
 def test_success_is_mended(tmp_path: Path) -> None:
     write_images(tmp_path / "in", "a.png")
     run = finished_run(tmp_path)

@@ -1,11 +1,14 @@
+import io
 import itertools
 import os
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -27,8 +30,9 @@ from fcn_ray.tables.plan import (
     read_chunk,
     read_log,
 )
-from fcn_ray.tables.sources import Piece, Source, list_inputs
+from fcn_ray.tables.sources import Piece, Source
 from tests.tables.making import write_images, write_table
+from tests.tables.planning import Folder, Planner, list_slowly
 
 
 def _extend(root: Path, rows: int = 3, put: plan.Put = storage.put_if_absent) -> PlanLog:
@@ -47,14 +51,6 @@ def _covered(root: Path) -> Counter[tuple[str, str, int]]:
     """How often each row of each input version is planned."""
     pieces = itertools.chain.from_iterable(_chunks(root).values())
     return Counter((p.path, p.version, row) for p in pieces for row in range(p.first_row, p.first_row + p.n_rows))
-
-
-def _versions(root: Path, rows: int = 1) -> set[tuple[str, str, int]]:
-    return {
-        (source.path, source.version, row)
-        for source in list_inputs(f"{root}/in")
-        for row in range(rows if source.kind == "parquet" else 1)
-    }
 
 
 def _audit(root: Path) -> list[tuple[str, str]]:
@@ -118,54 +114,49 @@ def test_a_preview_writes_nothing(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------- growth and races, as a property
 
 _NAMES = st.sampled_from(["a.png", "b.png", "b/c.png", "b-.png", "d.png", "t.parquet", "u/v.parquet"])
-_STEPS = st.lists(st.tuples(st.sets(_NAMES, max_size=4), st.integers(0, 2), st.integers(1, 3)), min_size=1, max_size=4)
+_STEP = st.tuples(st.just("step"), st.integers(0, 2), st.integers(1, 9))
+_CHANGE = st.tuples(st.sampled_from(["write", "write", "delete"]), st.sets(_NAMES, min_size=1, max_size=3))
+_STEPS = st.lists(st.one_of(_STEP, _STEP, _STEP, _CHANGE, st.tuples(st.just("die"), st.integers(0, 2))), min_size=12)
 
 
-class _Folder:
-    """An input whose files are added and changed; it remembers every version that a planner could have seen."""
+@given(first=st.sets(_NAMES, min_size=2), steps=_STEPS)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_every_input_version_is_in_one_chunk(tmp_path_factory: pytest.TempPathFactory, first, steps) -> None:
+    """Three drivers with other limits list, draft and put in any order, and die and start again in the midst of it.
 
-    def __init__(self, root: Path) -> None:
-        self.root, self.clock, self.seen = root, itertools.count(1), set[tuple[str, str, int]]()
-        (root / "in").mkdir()
-
-    def write(self, names: set[str]) -> None:
-        for name in sorted(names):
-            path = self.root / "in" / name
-            if path.suffix == ".parquet":
-                write_table(path, 5, group=2)
-            else:
-                write_images(self.root / "in", name)
-            os.utime(path, ns=(0, next(self.clock)))
-        self.seen |= _versions(self.root, rows=5)
-
-
-@given(steps=_STEPS, late=st.sets(_NAMES, max_size=2))
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_every_input_version_is_in_one_chunk(tmp_path_factory: pytest.TempPathFactory, steps, late) -> None:
-    """The folder grows before each job; `rivals` jobs with other limits plan between a job's listing and its put."""
+    Meanwhile files are added before, between and behind those that they have seen, changed and deleted; a plan is full
+    with three pieces, so that most drafts are several plans.
+    """
     root = tmp_path_factory.mktemp("race")
-    folder = _Folder(root)
-    for names, rivals, rows in steps:
-        folder.write(names)
-        _extend(root, rows, put=_interrupted(root, folder, late, rivals))
-        assert _versions(root, rows=5) <= set(_covered(root))
+    folder, planners = Folder(root), dict[int, Planner]()
+    folder.write(first)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "list_inputs", list_slowly)
+        patch.setattr(plan, "MAX_PLAN_PIECES", 3)
+        for kind, what, *times in steps:
+            if kind == "step":
+                _take_steps(planners, what, times[0], root)
+            elif kind == "die" and what in planners:
+                planners[what].die()
+            elif kind in {"write", "delete"}:
+                getattr(folder, kind)(what)
+            assert set(_covered(root).values()) <= {1}
+        while running := [planner for planner in planners.values() if not planner.ended]:
+            for planner in running:
+                planner.step()
+        assert [planner.error for planner in planners.values() if planner.error] == []
+    _extend(root)
     covered = _covered(root)
     assert set(covered.values()) <= {1}
-    assert set(covered) <= folder.seen
+    assert folder.versions() <= set(covered) <= folder.seen
     assert _audit(root) == []
 
 
-def _interrupted(root: Path, folder: _Folder, late: set[str], rivals: int) -> Callable[[str, bytes], bool]:
-    def put(uri: str, data: bytes) -> bool:
-        nonlocal rivals
-        if rivals:
-            rivals -= 1
-            if rivals:  # a new version that this job's listing did not see, but the rival's does
-                folder.write(late)
-            _extend(root, rows=2, put=_interrupted(root, folder, late, rivals))
-        return storage.put_if_absent(uri, data)
-
-    return put
+def _take_steps(planners: dict[int, Planner], number: int, times: int, root: Path) -> None:
+    for _ in range(times):
+        if number not in planners or planners[number].ended:
+            planners[number] = Planner(root, rows=number + 1)
+        planners[number].step()
 
 
 def test_the_loser_of_a_race_plans_what_the_winner_leaves(tmp_path: Path) -> None:
@@ -270,6 +261,43 @@ def test_a_damaged_plan_stops_the_job(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(AuditError, match=r"000001.parquet is damaged"):
         list(pending_chunks(log))
+
+
+@pytest.mark.parametrize("damage", ["types", "totals"])
+def test_a_plan_that_reads_as_something_else_stops_the_job(tmp_path: Path, damage: str) -> None:
+    """As after one flipped bit in its footer, which no checksum of a page covers."""
+    write_images(tmp_path / "in", "a.png")
+    _extend(tmp_path)
+    path = planfile.plan_uri(f"{tmp_path}/run", 1)
+    table, metadata = pq.read_table(path), {"fcn_ray.chunks": "1" if damage == "types" else "q", "fcn_ray.rows": "1"}
+    if damage == "types":
+        table = table.set_column(1, "path", [table["path"].cast("binary")])
+    pq.write_table(table.replace_schema_metadata(metadata), path)
+    with pytest.raises(AuditError, match=r"000001.parquet is damaged"):
+        _extend(tmp_path)
+
+
+def test_no_flipped_bit_makes_a_job_plan_something_again(tmp_path: Path) -> None:
+    """Row counts in the footer have no checksum: a plan that seems shorter than it is would leave inputs uncovered."""
+    write_images(tmp_path / "in", "a.png", "b.png", "c.png")
+    _extend(tmp_path)
+    path = Path(planfile.plan_uri(f"{tmp_path}/run", 1))
+    shorter = list(_flips_that_leave(path.read_bytes(), rows=1)) + list(_flips_that_leave(path.read_bytes(), rows=2))
+    assert shorter, "no bit makes it shorter"
+    for damaged in shorter:
+        path.write_bytes(damaged)
+        with pytest.raises(AuditError, match=r"000001.parquet is damaged"):
+            _extend(tmp_path, put=lambda uri, data: pytest.fail("nothing is new"))
+
+
+def _flips_that_leave(data: bytes, rows: int) -> Iterator[bytes]:
+    """A file with one bit flipped in its footer, so that its row group has so many rows."""
+    for bit in range((len(data) - 8 - int.from_bytes(data[-8:-4], "little")) * 8, len(data) * 8):
+        damaged = bytearray(data)
+        damaged[bit // 8] ^= 1 << bit % 8
+        with suppress(pa.ArrowException, OSError, ValueError, IndexError):
+            if pq.read_metadata(io.BytesIO(damaged)).row_group(0).num_rows == rows:
+                yield bytes(damaged)
 
 
 def test_a_worker_notices_a_changed_plan(tmp_path: Path) -> None:

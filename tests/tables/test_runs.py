@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from fcn_ray import storage
 from fcn_ray.errors import ConfigError, ForeignOutputError
 from fcn_ray.labels import LabelSet
 from fcn_ray.tables.runs import Run, fingerprint, open_run, run_uri, write_status
@@ -74,6 +75,19 @@ def test_a_folder_without_files_is_free(tmp_path: Path) -> None:
     run.mkdir(parents=True)
     (run / ".tmp-run.json-0123").write_text("{")
     assert _open(tmp_path).run_id
+
+
+def test_jobs_that_begin_a_run_at_once_are_both_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other one begins the run after this one looked for runs, and before it looks for other files."""
+
+    def list_nothing_and_begin(uri: str) -> list[str]:
+        monkeypatch.undo()
+        _open(tmp_path)
+        return []
+
+    monkeypatch.setattr(storage, "list_folders", list_nothing_and_begin)
+    late = _open(tmp_path)
+    assert late == _open(tmp_path)
 
 
 def test_another_input_needs_another_output(tmp_path: Path) -> None:
