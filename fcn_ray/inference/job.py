@@ -22,6 +22,7 @@ from fcn_ray.inference.stages import CommitChunks, DecodeImages, ReadChunks, rea
 from fcn_ray.reports.progress import Progress
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.commit import Receipt
+from fcn_ray.tables.inputs import absolute_input
 from fcn_ray.tables.manifest import finish
 from fcn_ray.tables.plan import extend_plan, pending_chunks, preview_plan
 from fcn_ray.tables.planfile import ChunkRef
@@ -92,7 +93,7 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, verbose: bool = Fal
 
 def _preview(config: SegmentConfig, columns: Columns, run_id: str) -> SegmentReport:
     """What a job would do: the stored plan's pending chunks and what the input has beyond the plan."""
-    output, input_uri = storage.absolute(config.output), storage.absolute(config.input)
+    output, input_uri = storage.absolute(config.output), absolute_input(config.input)
     check_output(output, input_uri)
     uri = run_uri(output, run_id)
     log = preview_plan(uri, input_uri, config.chunk, columns)

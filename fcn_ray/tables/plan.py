@@ -23,8 +23,9 @@ from fcn_ray.failpoints import fail_at
 from fcn_ray.tables import planfile
 from fcn_ray.tables.chunks import Chunk, cut_chunks
 from fcn_ray.tables.columns import Columns
+from fcn_ray.tables.inputs import locate_sources
 from fcn_ray.tables.planfile import ChunkRef, PlanWriter, plan_uri
-from fcn_ray.tables.sources import Listing, Piece, Source, list_inputs, locate_sources, read_row_groups
+from fcn_ray.tables.sources import Listing, Piece, Source, list_inputs, read_row_groups
 
 MAX_PLAN_PIECES = 1_000_000
 """A plan with this many pieces is put, and the next begun: an input of any size is planned with flat memory."""

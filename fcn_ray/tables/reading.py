@@ -20,7 +20,8 @@ from fcn_ray.errors import FcnRayError, OutOfReachError, SchemaError, Unavailabl
 from fcn_ray.tables import schema
 from fcn_ray.tables.columns import Columns, carried_columns, find_image_column, is_text, plain_type, read_table_schema
 from fcn_ray.tables.cursor import read_slice
-from fcn_ray.tables.sources import Piece, locate_sources
+from fcn_ray.tables.inputs import locate_sources
+from fcn_ray.tables.sources import Piece
 
 MAX_FILE_BYTES = 1_000_000_000
 """Larger image files are `too_big` unread: no picture within the pixel limit needs that much."""

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -15,6 +14,8 @@ import pyarrow.parquet as pq
 from fcn_ray import storage
 from fcn_ray.errors import ConfigError, SchemaError, StorageError
 from fcn_ray.tables.columns import Columns, check_columns, read_table_schema
+from fcn_ray.tables.inputs import Input, check_input, nothing_fits, understand_input
+from fcn_ray.tables.patterns import fits, parse_pattern
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 TABLE_SUFFIX = ".parquet"
@@ -72,6 +73,10 @@ class Listing:
     quarantined: list[Quarantined] = field(default_factory=list)
     n_quarantined: int = 0
 
+    def skip_hidden(self, wanted: bool) -> None:
+        """Count a hidden file, if it was `wanted`."""
+        self.skipped.update(["(hidden)"] * wanted)
+
     def quarantine(self, path: str, error: Exception) -> None:
         """Note a table that cannot be used."""
         self.n_quarantined += 1
@@ -80,20 +85,20 @@ class Listing:
 
 
 def list_inputs(uri: str, listing: Listing | None = None) -> Iterator[Source]:
-    """Tables and images of the input (one file, or a folder and all below it), by path, with flat memory.
+    """Tables and images of the input (tables/inputs.py says what that may be), by path, with flat memory.
 
     Footers are not read here: a job that is run again must not open what it has planned before. Raises ConfigError when
     there is no such input, or when it is a single file of another kind.
     """
     listing = Listing() if listing is None else listing
-    if storage.is_file(uri):
+    found = understand_input(uri)
+    if found.kind == "file":
         source = _source(storage.stat(uri))
         if source is None:
             raise ConfigError(f"input {uri} must be a folder, a {TABLE_SUFFIX} file or an image, {_suffixes()}")
         yield source
         return
-    check_input(uri)
-    for entry in storage.list_files(uri, lambda path: listing.skipped.update(["(hidden)"])):
+    for entry in _list_matching(found, listing) if found.kind == "pattern" else _list_folder(uri, listing):
         source = _source(entry)
         if source is None:
             listing.skipped[PurePosixPath(entry.path).suffix.lower() or "(no suffix)"] += 1
@@ -101,17 +106,20 @@ def list_inputs(uri: str, listing: Listing | None = None) -> Iterator[Source]:
             yield source
 
 
-def check_input(uri: str) -> None:
-    """Raise ConfigError when there is nothing at `uri`: a missing folder would look like an empty one."""
-    if not storage.exists(uri):
-        raise ConfigError(f"input {uri} does not exist: check the path, and that this machine sees it")
+def _list_folder(uri: str, listing: Listing) -> Iterator[storage.Entry]:
+    check_input(uri)
+    return storage.list_files(uri, lambda path: listing.skip_hidden(True))
 
 
-def locate_sources(input_uri: str) -> Callable[[str], str]:
-    """The function that tells where the input with a relative path is stored; whether it is one file is asked once."""
-    if storage.is_file(input_uri):
-        return lambda path: input_uri
-    return partial(storage.join, input_uri)
+def _list_matching(found: Input, listing: Listing) -> Iterator[storage.Entry]:
+    """The files that fit a pattern; it says nothing of the others, so they are not counted as left out."""
+    pattern, empty = parse_pattern(found.pattern), True
+    for entry in storage.list_files(found.uri, lambda path: listing.skip_hidden(fits(pattern, path))):
+        if fits(pattern, entry.path):
+            empty = False
+            yield entry
+    if empty:
+        raise ConfigError(nothing_fits(found))
 
 
 def read_row_groups(uri: str, source: Source, columns: Columns) -> list[int]:

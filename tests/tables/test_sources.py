@@ -6,7 +6,8 @@ import pytest
 
 from fcn_ray.errors import ConfigError, SchemaError, StorageError
 from fcn_ray.tables.columns import Columns
-from fcn_ray.tables.sources import IMAGE_SUFFIXES, Listing, Source, list_inputs, locate_sources, read_row_groups
+from fcn_ray.tables.inputs import locate_sources
+from fcn_ray.tables.sources import IMAGE_SUFFIXES, Listing, Source, list_inputs, read_row_groups
 from tests.tables.making import write_images, write_table
 
 

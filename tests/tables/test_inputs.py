@@ -1,0 +1,109 @@
+from pathlib import Path
+
+import pytest
+
+from fcn_ray import storage
+from fcn_ray.config import ChunkConfig
+from fcn_ray.errors import ConfigError
+from fcn_ray.tables.columns import Columns
+from fcn_ray.tables.inputs import absolute_input, check_input, locate_sources, reaches_into
+from fcn_ray.tables.plan import extend_plan, pending_chunks, preview_plan, read_chunk
+from fcn_ray.tables.reading import read_rows
+from fcn_ray.tables.runs import open_run
+from fcn_ray.tables.sources import Listing, list_inputs
+from tests.s3 import Shim
+from tests.tables.making import IDENTITY, LABELS, write_images, write_table
+
+
+def _paths(uri: str) -> list[str]:
+    return [source.path for source in list_inputs(absolute_input(uri))]
+
+
+# ------------------------------------------------------------------------------------------------------------ patterns
+
+
+def test_a_pattern_gives_the_files_that_fit_by_path_below_its_folder(tmp_path: Path) -> None:
+    write_images(tmp_path, "in/b/1.jpg", "in/b/c/2.jpg", "in/0.jpg", "in/b/3.png", "in/.h.jpg", "in/_d/4.jpg")
+    write_table(tmp_path / "in" / "b" / "t.parquet", 2)
+    (tmp_path / "in" / "b" / "notes.txt").touch()
+    assert _paths(f"{tmp_path}/in/**/*.jpg") == ["0.jpg", "b/1.jpg", "b/c/2.jpg"]
+    assert _paths(f"{tmp_path}/in/b/[0-9].*") == ["1.jpg", "3.png"]
+    listing = Listing()
+    found = [source.path for source in list_inputs(f"{tmp_path}/in/**/[!b]*", listing)]
+    assert found == ["0.jpg", "b/1.jpg", "b/3.png", "b/c/2.jpg", "b/t.parquet"]
+    assert listing.skipped == {".txt": 1, "(hidden)": 1}, "what does not fit is not left out"
+
+
+def test_a_run_over_a_pattern_keeps_the_pattern_and_finds_its_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_images(tmp_path, "in/a/1.png", "in/b/2.png", "in/b/3.gif")
+    monkeypatch.chdir(tmp_path)
+    run = open_run("out", "in/*/*.png", IDENTITY, LABELS)
+    assert run.input == f"{tmp_path}/in/*/*.png"
+    assert preview_plan(run.uri, run.input, ChunkConfig(), Columns()).rows == 2
+    log = extend_plan(run.uri, run.input, ChunkConfig(), Columns())
+    (chunk,) = pending_chunks(log)
+    rows = read_rows(run.input, read_chunk(run.uri, chunk), Columns()).to_pylist()
+    assert [(row["image_id"], row["image"]) for row in rows] == [
+        (name, (tmp_path / "in" / name).read_bytes()) for name in ("a/1.png", "b/2.png")
+    ]
+    write_images(tmp_path, "in/c/0.png")
+    assert open_run("out", "in/*/*.png", IDENTITY, LABELS) == run
+    assert extend_plan(run.uri, run.input, ChunkConfig(), Columns()).new_rows == 1
+
+
+def test_what_really_has_that_name_comes_before_a_pattern(tmp_path: Path) -> None:
+    write_images(tmp_path, "a[1]/x.png", "a1/y.png", "b?.png", "bc.png")
+    assert _paths(f"{tmp_path}/a[1]") == ["x.png"]
+    assert locate_sources(f"{tmp_path}/a[1]")("x.png") == f"{tmp_path}/a[1]/x.png"
+    assert _paths(f"{tmp_path}/b?.png") == ["b?.png"]
+    assert _paths(f"{tmp_path}/a[1]/*.png") == ["a1/y.png"], "of a part alone it is not asked"
+    assert _paths(f"{tmp_path}/a[[]1]/*.png") == ["a[1]/x.png"]
+
+
+def test_a_pattern_of_nothing_is_an_error(tmp_path: Path) -> None:
+    write_images(tmp_path, "in/a.png")
+    for uri in (f"{tmp_path}/in/*.jpg", f"{tmp_path}/nowhere/*.png"):
+        for look in (check_input, lambda uri: next(list_inputs(uri))):
+            with pytest.raises(ConfigError, match=r"no file below .* fits the pattern \*\.(jpg|png)"):
+                look(uri)
+    with pytest.raises(ConfigError, match="no file below"):
+        open_run(f"{tmp_path}/out", f"{tmp_path}/in/*.jpg", IDENTITY, LABELS)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "output", "apart"),
+    [
+        ("in/*.png", "in/masks", True),
+        ("in/**/*.png", "in/masks", False),
+        ("in/m*/*/*/*.png", "in/masks", False),
+        ("in/[a-c]/*.png", "in/masks", True),
+        ("in/*.png", "in", False),
+        ("in/*.png", ".", False),
+        ("in/*.png", "in-masks", True),
+    ],
+)
+def test_masks_never_become_input_of_a_pattern(tmp_path: Path, pattern: str, output: str, apart: bool) -> None:
+    write_images(tmp_path, "in/a.png", "in/mb/c/d/e.png", "in/b/f.png")
+    target = storage.absolute(f"{tmp_path}/{output}")
+    assert reaches_into(f"{tmp_path}/{pattern}", target) != apart
+    if not apart:
+        with pytest.raises(ConfigError, match=f"lie in one another.*for example {tmp_path}/in-masks"):
+            open_run(target, f"{tmp_path}/{pattern}", IDENTITY, LABELS)
+
+
+@pytest.mark.s3
+def test_patterns_of_a_store(s3: Shim) -> None:
+    for key in ("2024-1/cam1/a.png", "2024-1/cam1/b.png", "2024-2/cam10/a.png", "2025/cam1/a.png", "x?/a.png"):
+        storage.put_if_absent(f"s3://bucket/{key}", b"x")
+    uri = "S3://bucket/2024-*/cam?/*.png"
+    assert absolute_input(uri) == "s3://bucket/2024-*/cam?/*.png"
+    assert _paths(uri) == ["2024-1/cam1/a.png", "2024-1/cam1/b.png"]
+    assert locate_sources(absolute_input(uri))("2024-1/cam1/a.png") == "s3://bucket/2024-1/cam1/a.png"
+    assert _paths("s3://bucket/x?") == ["a.png"]
+    for signed in ("s3://bucket/a.png?X-Amz-Signature=12/3", "s3://bucket/*.png?versionId=1"):
+        with pytest.raises(ConfigError, match=r"png\?\.\.\.: give the plain URI") as error:
+            absolute_input(signed)
+        assert "12" not in str(error.value)
