@@ -59,5 +59,5 @@ class SegmentReport:
             yield f"not read: {table.path}: {table.reason}"
         if self.skipped_files:
             kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(self.skipped_files.items()))
-            yield f"not images, left out: {kinds}"
+            yield f"left out, by suffix: {kinds}"
         yield f"{'would write to' if self.dry_run else 'masks'}: {self.run}"

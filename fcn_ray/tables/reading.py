@@ -20,7 +20,7 @@ from fcn_ray.errors import FcnRayError, OutOfReachError, SchemaError, Unavailabl
 from fcn_ray.tables import schema
 from fcn_ray.tables.columns import Columns, carried_columns, find_image_column, is_text, plain_type, read_table_schema
 from fcn_ray.tables.cursor import read_slice
-from fcn_ray.tables.inputs import locate_sources
+from fcn_ray.tables.inputs import folder_of, locate_sources, place_of
 from fcn_ray.tables.sources import Piece
 
 MAX_FILE_BYTES = 1_000_000_000
@@ -139,7 +139,7 @@ class _TablePart:
         if self.id is not None:
             named = _text(_plain(table[self.id]).cast(pa.string())).to_pylist()
             ids = [default if name is None else name for name, default in zip(named, ids, strict=True)]
-        image, problems = _read_cells(_plain(table[self.image]), self.uri.rpartition("/")[0] or ".")
+        image, problems = _read_cells(_plain(table[self.image]), folder_of(self.uri))
         result = _table(ids, self.piece.path, rows, image, problems)
         for name, field in self.carried.items():
             result = result.append_column(field, _text(_plain(table[name])))
@@ -161,8 +161,7 @@ def _read_cells(column: pa.ChunkedArray, folder: str) -> tuple[pa.ChunkedArray, 
     found = images.to_pylist()
     for index, path in enumerate(paths.to_pylist()):
         if found[index] is None and path:
-            uri = path if "://" in path or path.startswith("/") else storage.join(folder, path)
-            found[index], problems[index] = _read_image(uri)
+            found[index], problems[index] = _read_image(place_of(path, folder))
     return pa.chunked_array([pa.array(found, pa.large_binary())]), problems
 
 

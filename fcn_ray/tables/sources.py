@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import PurePosixPath
 from typing import Literal
 
@@ -14,7 +15,8 @@ import pyarrow.parquet as pq
 from fcn_ray import storage
 from fcn_ray.errors import ConfigError, SchemaError, StorageError
 from fcn_ray.tables.columns import Columns, check_columns, read_table_schema
-from fcn_ray.tables.inputs import Input, check_input, nothing_fits, understand_input
+from fcn_ray.tables.inputs import Input, check_input, folder_of, nothing_fits, place_of, understand_input
+from fcn_ray.tables.lists import read_list, stat_listed
 from fcn_ray.tables.patterns import fits, parse_pattern
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -22,6 +24,11 @@ TABLE_SUFFIX = ".parquet"
 
 MAX_NAMED = 1000
 """Most quarantined files that are kept by name; all are counted."""
+
+MAX_SUFFIXES, _LONGEST_SUFFIX = 100, 20
+"""Most suffixes, and characters of one, that left out files are counted by."""
+
+_HIDDEN, _TWICE, _OTHER = "(hidden)", "(listed twice)", "(other)"
 
 MAX_ROWS_PER_BYTE = 1000
 """A table that says to have more rows for each byte of its file is taken for damaged: its plan would never end."""
@@ -54,7 +61,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """An input table that cannot be used: its path, why, and whether it is its columns (else it cannot be opened)."""
+    """An input that cannot be used: its path, why, and whether it is its columns (else it cannot be opened)."""
 
     path: str
     reason: str
@@ -65,20 +72,22 @@ class Quarantined:
 class Listing:
     """What a listing left out, so that nothing is ignored in silence. Filled while the listing goes on.
 
-    `skipped` counts files by suffix ("(hidden)" for hidden and linked ones), `quarantined` names the first 1000 tables
-    that cannot be used, `n_quarantined` counts all of them.
+    `skipped` counts files by suffix, and by what is in brackets: "(hidden)" for hidden and linked ones, "(listed twice)"
+    for lines of a list. `quarantined` names the first 1000 inputs that cannot be used, `n_quarantined` counts all of
+    them.
     """
 
     skipped: Counter[str] = field(default_factory=Counter)
     quarantined: list[Quarantined] = field(default_factory=list)
     n_quarantined: int = 0
 
-    def skip_hidden(self, wanted: bool) -> None:
-        """Count a hidden file, if it was `wanted`."""
-        self.skipped.update(["(hidden)"] * wanted)
+    def skip(self, what: str) -> None:
+        """Count a file under what it is; when there are very many suffixes, what is new is "(other)"."""
+        known = what in self.skipped or len(self.skipped) < MAX_SUFFIXES
+        self.skipped[what if known else _OTHER] += 1
 
     def quarantine(self, path: str, error: Exception) -> None:
-        """Note a table that cannot be used."""
+        """Note an input that cannot be used."""
         self.n_quarantined += 1
         if len(self.quarantined) < MAX_NAMED:
             self.quarantined.append(Quarantined(path, str(error), isinstance(error, SchemaError)))
@@ -98,28 +107,45 @@ def list_inputs(uri: str, listing: Listing | None = None) -> Iterator[Source]:
             raise ConfigError(f"input {uri} must be a folder, a {TABLE_SUFFIX} file or an image, {_suffixes()}")
         yield source
         return
-    for entry in _list_matching(found, listing) if found.kind == "pattern" else _list_folder(uri, listing):
+    listed = {"folder": _list_folder, "pattern": _list_matching, "list": _list_named}[found.kind]
+    for entry in listed(found, listing):
         source = _source(entry)
         if source is None:
-            listing.skipped[PurePosixPath(entry.path).suffix.lower() or "(no suffix)"] += 1
+            listing.skip(_suffix(entry.path))
         else:
             yield source
 
 
-def _list_folder(uri: str, listing: Listing) -> Iterator[storage.Entry]:
-    check_input(uri)
-    return storage.list_files(uri, lambda path: listing.skip_hidden(True))
+def _list_folder(found: Input, listing: Listing) -> Iterator[storage.Entry]:
+    check_input(found.uri)
+    return storage.list_files(found.uri, lambda path: listing.skip(_HIDDEN))
 
 
 def _list_matching(found: Input, listing: Listing) -> Iterator[storage.Entry]:
     """The files that fit a pattern; it says nothing of the others, so they are not counted as left out."""
     pattern, empty = parse_pattern(found.pattern), True
-    for entry in storage.list_files(found.uri, lambda path: listing.skip_hidden(fits(pattern, path))):
+
+    def skip(path: str) -> None:
+        if fits(pattern, path):
+            listing.skip(_HIDDEN)
+
+    for entry in storage.list_files(found.uri, skip):
         if fits(pattern, entry.path):
             empty = False
             yield entry
     if empty:
         raise ConfigError(nothing_fits(found))
+
+
+def _list_named(found: Input, listing: Listing) -> Iterator[storage.Entry]:
+    """The files that a list names, under the names that it gives them; those that are not there are quarantined."""
+    lines = read_list(found.uri, lambda line: listing.skip(_TWICE))
+    locate = partial(place_of, folder=folder_of(found.uri))
+    for path, entry in stat_listed(lines, locate):
+        if isinstance(entry, Exception):
+            listing.quarantine(path, entry)
+        else:
+            yield replace(entry, path=path)
 
 
 def read_row_groups(uri: str, source: Source, columns: Columns) -> list[int]:
@@ -144,10 +170,20 @@ def read_row_groups(uri: str, source: Source, columns: Columns) -> list[int]:
 
 
 def _source(entry: storage.Entry) -> Source | None:
-    suffix = PurePosixPath(entry.path).suffix.lower()
-    if suffix == TABLE_SUFFIX and not PurePosixPath(entry.path).name.startswith("_"):
+    """The input that a file is, by its name; None when it is none."""
+    name = entry.path[entry.path.rfind("/") + 1 :].lower()
+    if name.rfind(".") < 1:
+        return None
+    if name.endswith(IMAGE_SUFFIXES):
+        return Source(entry.path, "image", entry.size, entry.version)
+    if name.endswith(TABLE_SUFFIX) and not name.startswith("_"):
         return Source(entry.path, "parquet", entry.size, entry.version)
-    return Source(entry.path, "image", entry.size, entry.version) if suffix in IMAGE_SUFFIXES else None
+    return None
+
+
+def _suffix(path: str) -> str:
+    suffix = PurePosixPath(path).suffix.lower()
+    return (suffix or "(no suffix)") if len(suffix) <= _LONGEST_SUFFIX else _OTHER
 
 
 def _suffixes() -> str:
