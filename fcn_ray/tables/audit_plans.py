@@ -33,6 +33,11 @@ _TYPES = {
 }
 """The columns that are checked, and what they are in Arrow."""
 
+_OFFSET = "offset"
+"""One more column, int64, in the plans of versions that know tars."""
+
+_KINDS = {"image", "parquet", "tar"}
+
 _METADATA = {b"ARROW:schema", b"fcn_ray.chunks", b"fcn_ray.rows", b"fcn_ray.seal"}
 """The keys of a plan's metadata: one that is damaged is another one."""
 
@@ -47,6 +52,7 @@ class PlanRow(NamedTuple):
     kind: str
     chunk_id: str
     plan: int
+    offset: int = 0
 
 
 def plan_file(run_uri: str, number: int) -> str:
@@ -117,19 +123,32 @@ def _check_version(path: str, version: str, rows: list[PlanRow]) -> Iterator[Pro
         next_row += row.n_rows
     if rows[0].kind == "image" and next_row != 1:
         yield "twice", f"{path!r} (version {version}) is one image, found {next_row} rows"
+    yield from _check_kind(path, version, rows)
+
+
+def _check_kind(path: str, version: str, rows: list[PlanRow]) -> Iterator[Problem]:
+    """One kind, and offsets of a tar only: a block of 512 bytes each, further on with each piece."""
+    kinds, offsets = sorted({row.kind for row in rows}), [row.offset for row in rows]
+    if len(kinds) > 1 or kinds[0] not in _KINDS:
+        yield "kind", f"{path!r} (version {version}) is {' and '.join(kinds)}, expected one of {sorted(_KINDS)}"
+    elif kinds == ["tar"]:
+        if offsets[0] < 0 or any(offset % 512 for offset in offsets) or offsets != sorted(set(offsets)):
+            yield "offset", f"{path!r} (version {version}) is at {offsets}, expected ever later blocks of 512 bytes"
+    elif any(offsets):
+        yield "offset", f"{path!r} (version {version}) is at {offsets}, expected 0: it is no tar"
 
 
 def _read_rows(run_uri: str, number: int) -> Iterator[PlanRow]:
     """Rows of a plan, a row group at a time; the file is opened for each, so that many plans can be merged."""
-    columns = list(_TYPES)
     group, count = 0, 1
     while group < count:
         with storage.open_file(plan_file(run_uri, number)) as file:
             parquet = pq.ParquetFile(file, page_checksum_verification=True)
             count = parquet.num_row_groups
-            table = parquet.read_row_group(group, columns=columns).select(columns)
-        if table.schema.types != list(_TYPES.values()):
-            raise ValueError(f"its columns are {table.schema.types}, expected {list(_TYPES.values())}")
+            expected = _TYPES | ({_OFFSET: pa.int64()} if _OFFSET in parquet.schema_arrow.names else {})
+            table = parquet.read_row_group(group, columns=list(expected)).select(list(expected))
+        if table.schema.types != list(expected.values()):
+            raise ValueError(f"its columns are {table.schema.types}, expected {list(expected.values())}")
         for batch in table.to_batches(1000):
             yield from (PlanRow(**row, plan=number) for row in batch.to_pylist())
         group += 1

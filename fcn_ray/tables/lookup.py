@@ -21,7 +21,7 @@ from fcn_ray import storage
 from fcn_ray.errors import ConfigError, DataError, SchemaError
 from fcn_ray.labels import LabelSet
 from fcn_ray.tables import schema
-from fcn_ray.tables.sources import IMAGE_SUFFIXES, TABLE_SUFFIX
+from fcn_ray.tables.sources import IMAGE_SUFFIXES, TABLE_SUFFIX, TAR_SUFFIX
 
 _BATCH_ROWS = 64
 """Labels that are read at a time."""
@@ -145,7 +145,7 @@ class MaskIndex:
             for group in range(table.num_row_groups):
                 for row, cells in enumerate(table.read_row_group(group, columns).select(columns).to_pylist()):
                     path, number, plan, status = cells.values()
-                    key = f"{path}#{number}" if path.lower().endswith(TABLE_SUFFIX) else _stem(path)
+                    key = f"{path}#{number}" if path.lower().endswith((TABLE_SUFFIX, TAR_SUFFIX)) else _stem(path)
                     self._add(key, _Place(uri, group, row, path, plan, status))
 
     def _add(self, key: str, place: _Place) -> None:

@@ -23,9 +23,10 @@ from fcn_ray.failpoints import fail_at
 from fcn_ray.tables import planfile
 from fcn_ray.tables.chunks import Chunk, cut_chunks
 from fcn_ray.tables.columns import Columns
+from fcn_ray.tables.contents import RowGroup, read_contents
 from fcn_ray.tables.inputs import locate_sources
 from fcn_ray.tables.planfile import ChunkRef, PlanWriter, plan_uri
-from fcn_ray.tables.sources import Listing, Piece, Source, list_inputs, read_row_groups
+from fcn_ray.tables.sources import Listing, Piece, Source, list_inputs
 
 MAX_PLAN_PIECES = 1_000_000
 """A plan with this many pieces is put, and the next begun: an input of any size is planned with flat memory."""
@@ -123,17 +124,17 @@ def _extend_once(log: PlanLog, input_uri: str, limits: ChunkConfig, columns: Col
 
     locate = locate_sources(input_uri)
 
-    def row_groups(source: Source) -> list[int]:
+    def contents(source: Source) -> Iterable[RowGroup]:
         try:
-            return read_row_groups(locate(source.path), source, columns)
-        except OutOfReachError:  # no fault of the table
+            return read_contents(locate(source.path), source, columns)
+        except OutOfReachError:  # no fault of the file
             raise
         except (SchemaError, StorageError) as error:
             listing.quarantine(source.path, error)
             return []
 
     newest, chunks, rows = log.newest, log.chunks, log.rows
-    for plan in _draft_plans(cut_chunks(sources, limits, row_groups)):
+    for plan in _draft_plans(cut_chunks(sources, limits, contents)):
         newest += 1
         fail_at("plan.drafted")
         if not put(plan_uri(log.run_uri, newest), plan.finish()):

@@ -28,8 +28,11 @@ PLAN_SCHEMA = pa.schema(
         pa.field("first_row", pa.int64(), nullable=False),
         pa.field("n_rows", pa.int64(), nullable=False),
         pa.field("size", pa.int64(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
     ]
 )
+_BEFORE_TARS = pa.schema(list(PLAN_SCHEMA)[:-1])
+"""Plans of older versions have no offsets, which all were 0."""
 
 _CHUNKS, _ROWS = b"fcn_ray.chunks", b"fcn_ray.rows"
 _GROUP_ROWS = 10_000
@@ -162,8 +165,13 @@ def _open(run_uri: str, number: int) -> Iterator[pq.ParquetFile]:
     try:
         with storage.open_file(uri) as file:
             plan = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
-            if (plan.schema_arrow.names, plan.schema_arrow.types) != (PLAN_SCHEMA.names, PLAN_SCHEMA.types):
-                raise ValueError(f"its columns are {plan.schema_arrow}")
+            found = plan.schema_arrow
+            if not any(_is_alike(found, known) for known in (PLAN_SCHEMA, _BEFORE_TARS)):
+                raise ValueError(f"its columns are {found}")
             yield plan
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise AuditError(f"{uri} is damaged: {error}; restore it, or start over in another output folder") from error
+
+
+def _is_alike(found: pa.Schema, known: pa.Schema) -> bool:
+    return bool((found.names, found.types) == (known.names, known.types))

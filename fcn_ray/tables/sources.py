@@ -1,4 +1,4 @@
-"""What there is: the input's tables and image files in the order of their paths, and what was left out and why."""
+"""What there is: the input's tables, tars and images in the order of their paths, and what was left out and why."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from fcn_ray import storage
-from fcn_ray.errors import ConfigError, SchemaError, StorageError
-from fcn_ray.tables.columns import Columns, check_columns, read_table_schema
+from fcn_ray.errors import ConfigError, SchemaError
 from fcn_ray.tables.inputs import Input, check_input, folder_of, nothing_fits, place_of, understand_input
 from fcn_ray.tables.lists import read_list, stat_listed
 from fcn_ray.tables.patterns import fits, parse_pattern
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 TABLE_SUFFIX = ".parquet"
+TAR_SUFFIX = ".tar"
+_PACKED_TARS = (".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+"""Of these no part can be read by itself."""
 
 MAX_NAMED = 1000
 """Most quarantined files that are kept by name; all are counted."""
@@ -30,10 +29,7 @@ MAX_SUFFIXES, _LONGEST_SUFFIX = 100, 20
 
 _HIDDEN, _TWICE, _OTHER = "(hidden)", "(listed twice)", "(other)"
 
-MAX_ROWS_PER_BYTE = 1000
-"""A table that says to have more rows for each byte of its file is taken for damaged: its plan would never end."""
-
-Kind = Literal["parquet", "image"]
+Kind = Literal["parquet", "image", "tar"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +45,10 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Rows of one input that go into one chunk: `n_rows` rows of a table from `first_row` on, or an image (0 and 1)."""
+    """Rows of one input that go into one chunk: `n_rows` of a table or tar from `first_row` on, or an image (0 and 1).
+
+    `size` is in bytes: of the file, or of those images of a tar; `offset` is the byte of a tar where they begin.
+    """
 
     path: str
     version: str
@@ -57,6 +56,7 @@ class Piece:
     first_row: int
     n_rows: int
     size: int
+    offset: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +72,9 @@ class Quarantined:
 class Listing:
     """What a listing left out, so that nothing is ignored in silence. Filled while the listing goes on.
 
-    `skipped` counts files by suffix, and by what is in brackets: "(hidden)" for hidden and linked ones, "(listed twice)"
-    for lines of a list. `quarantined` names the first 1000 inputs that cannot be used, `n_quarantined` counts all of
-    them.
+    `skipped` counts files by suffix, and by what is in brackets: "(hidden)" for hidden and linked ones, "(other)", and
+    "(listed twice)" for lines of a list. `quarantined` names the first 1000 inputs that cannot be used, `n_quarantined`
+    counts all of them.
     """
 
     skipped: Counter[str] = field(default_factory=Counter)
@@ -94,7 +94,7 @@ class Listing:
 
 
 def list_inputs(uri: str, listing: Listing | None = None) -> Iterator[Source]:
-    """Tables and images of the input (tables/inputs.py says what that may be), by path, with flat memory.
+    """Tables, tars and images of the input (tables/inputs.py says what that may be), by path, with flat memory.
 
     Footers are not read here: a job that is run again must not open what it has planned before. Raises ConfigError when
     there is no such input, or when it is a single file of another kind.
@@ -104,7 +104,10 @@ def list_inputs(uri: str, listing: Listing | None = None) -> Iterator[Source]:
     if found.kind == "file":
         source = _source(storage.stat(uri))
         if source is None:
-            raise ConfigError(f"input {uri} must be a folder, a {TABLE_SUFFIX} file or an image, {_suffixes()}")
+            raise ConfigError(
+                f"input {uri} must be a folder, a {TABLE_SUFFIX} or {TAR_SUFFIX} file (not packed), or an image, "
+                f"one of {' '.join(IMAGE_SUFFIXES)}"
+            )
         yield source
         return
     listed = {"folder": _list_folder, "pattern": _list_matching, "list": _list_named}[found.kind]
@@ -148,27 +151,6 @@ def _list_named(found: Input, listing: Listing) -> Iterator[storage.Entry]:
             yield replace(entry, path=path)
 
 
-def read_row_groups(uri: str, source: Source, columns: Columns) -> list[int]:
-    """Rows in each row group of the table that is stored at `uri`, from its footer.
-
-    Raises StorageError when it cannot be opened (empty, cut off, not Parquet) or its numbers of rows cannot be true,
-    SchemaError when its columns do not do.
-    """
-    try:
-        with storage.open_file(uri) as file:
-            metadata = pq.read_metadata(file)
-        check_columns(read_table_schema(metadata), columns)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise StorageError(f"not a readable Parquet file of {source.size} bytes: {error}") from error
-    rows = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
-    if sum(rows) != metadata.num_rows or min(rows, default=0) < 0 or sum(rows) > MAX_ROWS_PER_BYTE * source.size:
-        raise StorageError(
-            f"not a readable Parquet file of {source.size} bytes: its footer tells of {metadata.num_rows} rows, of "
-            f"{sum(rows)} in {len(rows)} row groups"
-        )
-    return rows
-
-
 def _source(entry: storage.Entry) -> Source | None:
     """The input that a file is, by its name; None when it is none."""
     name = entry.path[entry.path.rfind("/") + 1 :].lower()
@@ -176,15 +158,14 @@ def _source(entry: storage.Entry) -> Source | None:
         return None
     if name.endswith(IMAGE_SUFFIXES):
         return Source(entry.path, "image", entry.size, entry.version)
-    if name.endswith(TABLE_SUFFIX) and not name.startswith("_"):
+    if name.startswith("_"):
+        return None
+    if name.endswith(TABLE_SUFFIX):
         return Source(entry.path, "parquet", entry.size, entry.version)
-    return None
+    return Source(entry.path, "tar", entry.size, entry.version) if name.endswith(TAR_SUFFIX) else None
 
 
 def _suffix(path: str) -> str:
-    suffix = PurePosixPath(path).suffix.lower()
+    packed = next((suffix for suffix in _PACKED_TARS if path.lower().endswith(suffix)), "")
+    suffix = packed or PurePosixPath(path).suffix.lower()
     return (suffix or "(no suffix)") if len(suffix) <= _LONGEST_SUFFIX else _OTHER
-
-
-def _suffixes() -> str:
-    return "one of " + " ".join(IMAGE_SUFFIXES)
