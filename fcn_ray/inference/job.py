@@ -83,6 +83,7 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, verbose: bool = Fal
         skipped=log.rows - todo,
         statuses=manifest.statuses,
         quarantined=tuple(log.listing.quarantined),
+        n_quarantined=log.listing.n_quarantined,
         skipped_files=log.listing.skipped,
         seconds=time.monotonic() - start,
         first_commit_seconds=labelling.first_commit_seconds,
@@ -105,6 +106,7 @@ def _preview(config: SegmentConfig, columns: Columns, run_id: str) -> SegmentRep
         skipped=log.rows - todo,
         statuses={},
         quarantined=tuple(log.listing.quarantined),
+        n_quarantined=log.listing.n_quarantined,
         skipped_files=log.listing.skipped,
         dry_run=True,
     )

@@ -1,8 +1,9 @@
 """Labels in order, and the mask that belongs to each: what an evaluation reads.
 
 Both are found by key, relative to their root: `<path>#<row>` for a row of a table, the path without image suffixes for
-a file. So labels that are laid out as the images were meet the masks of those images. Memory holds the keys of all
-masks and a few row groups, never more.
+a file. So labels that are laid out as the images were meet the masks of those images: below the folder of a pattern, or
+as a list names them. Those of a tar's images are not found, nor labels in tars. Memory holds the keys of all masks and a
+few row groups, never more.
 """
 
 from __future__ import annotations
@@ -117,8 +118,9 @@ class MaskIndex:
         """The encoded mask for a label, which then counts as taken. Raises DataError when there is none."""
         place = self._places.pop(label.key, None)
         if place is None:
+            there = f" (it has one for {next(iter(self._places))!r})" if self._places else ""
             raise DataError(
-                f"{label.where}: {self.uri} has no mask for {label.key!r}; "
+                f"{label.where}: {self.uri} has no mask for {label.key!r}{there}; "
                 "segment the images of these labels, in the same folders and files, or give the labels of those images"
             )
         if label.key in self._twins:
