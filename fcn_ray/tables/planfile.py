@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
-from operator import attrgetter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -64,8 +63,8 @@ class PlanWriter:
 
     def add(self, chunk: Chunk) -> None:
         """Append a chunk."""
-        name, row = chunk_id(chunk), attrgetter(*PLAN_SCHEMA.names[1:])
-        self._pending += [(name, *row(piece)) for piece in chunk]
+        name = chunk_id(chunk)
+        self._pending += [(name, *piece) for piece in chunk]
         self.chunks += 1
         self.rows += sum(piece.n_rows for piece in chunk)
         self.pieces += len(chunk)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from fcn_ray import storage
 from fcn_ray.errors import ConfigError, SchemaError
@@ -32,8 +32,7 @@ _HIDDEN, _TWICE, _OTHER = "(hidden)", "(listed twice)", "(other)"
 Kind = Literal["parquet", "image", "tar"]
 
 
-@dataclass(frozen=True, slots=True)
-class Source:
+class Source(NamedTuple):
     """One input file as it was when listed: its path below the input (its name when it is the input), size in bytes,
     and version, which changes with the content. Path and version are the identity of an input."""
 
@@ -43,11 +42,11 @@ class Source:
     version: str
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
+class Piece(NamedTuple):
     """Rows of one input that go into one chunk: `n_rows` of a table or tar from `first_row` on, or an image (0 and 1).
 
-    `size` is in bytes: of the file, or of those images of a tar; `offset` is the byte of a tar where they begin.
+    `size` is in bytes: of the file, or of those images of a tar; `offset` is the byte of a tar where they begin. The
+    fields are columns of a plan, in their order.
     """
 
     path: str

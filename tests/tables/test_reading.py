@@ -2,7 +2,6 @@ import io
 import os
 import threading
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +151,7 @@ def test_any_slice_of_a_tar_is_those_images(tmp_path: Path, data: st.DataObject)
     first = data.draw(st.integers(0, count - 1))
     rows = data.draw(st.integers(1, count - first))
     offset = [group.offset for group in read_contents(str(path), Source("t.tar", "tar", 9, "1"), Columns())][first]
-    piece = replace(_piece(path, first, rows), offset=offset)
+    piece = _piece(path, first, rows)._replace(offset=offset)
     read = read_rows(str(tmp_path), [piece], Columns()).to_pylist()
     assert [row["image"] for row in read] == [b"tar image %d" % row for row in range(first, first + rows)]
     assert [(row["image_id"], row["path"], row["row"], row["key"], row["source_error"]) for row in read] == [
@@ -172,7 +171,7 @@ def test_columns_of_a_tar(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fate", ["gone", "changed", "cut", "header"])
 def test_a_tar_that_cannot_be_read_gives_its_rows_all_the_same(tmp_path: Path, fate: str) -> None:
     path = write_tar(tmp_path / "t.tar", 5)
-    piece = replace(_piece(path, 1, 3), offset=4096)
+    piece = _piece(path, 1, 3)._replace(offset=4096)
     if fate == "gone":
         path.unlink()
     elif fate == "changed":
@@ -183,7 +182,7 @@ def test_a_tar_that_cannot_be_read_gives_its_rows_all_the_same(tmp_path: Path, f
         path.write_bytes(data[:7200] if fate == "cut" else data)
         os.utime(path, ns=(status.st_mtime_ns, status.st_mtime_ns))
         if fate == "cut":
-            piece = replace(piece, version=storage.stat(str(path)).version)
+            piece = piece._replace(version=storage.stat(str(path)).version)
     read = read_rows(str(tmp_path), [piece], Columns()).to_pylist()
     good = [] if fate in {"gone", "changed"} else [b"tar image 1"]
     problem = "changed" if fate == "changed" else "unreadable"
