@@ -10,7 +10,7 @@ import heapq
 import io
 import json
 from collections.abc import Iterable, Iterator
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -33,8 +33,8 @@ _TYPES = {
 }
 """The columns that are checked, and what they are in Arrow."""
 
-_OFFSET = "offset"
-"""One more column, int64, in the plans of versions that know tars."""
+_TAR_TYPES = {"offset": pa.int64(), "offset_row": pa.int64()}
+"""More columns in the plans of versions that know tars."""
 
 _KINDS = {"image", "parquet", "tar"}
 
@@ -53,6 +53,7 @@ class PlanRow(NamedTuple):
     chunk_id: str
     plan: int
     offset: int = 0
+    offset_row: int = 0
 
 
 def plan_file(run_uri: str, number: int) -> str:
@@ -127,15 +128,17 @@ def _check_version(path: str, version: str, rows: list[PlanRow]) -> Iterator[Pro
 
 
 def _check_kind(path: str, version: str, rows: list[PlanRow]) -> Iterator[Problem]:
-    """One kind, and offsets of a tar only: a block of 512 bytes each, further on with each piece."""
-    kinds, offsets = sorted({row.kind for row in rows}), [row.offset for row in rows]
+    """One kind, and offsets of a tar only: a block of 512 bytes each, further on with each row that begins there."""
+    kinds, places = sorted({row.kind for row in rows}), sorted({(row.offset_row, row.offset) for row in rows})
     if len(kinds) > 1 or kinds[0] not in _KINDS:
         yield "kind", f"{path!r} (version {version}) is {' and '.join(kinds)}, expected one of {sorted(_KINDS)}"
     elif kinds == ["tar"]:
-        if offsets[0] < 0 or any(offset % 512 for offset in offsets) or offsets != sorted(set(offsets)):
-            yield "offset", f"{path!r} (version {version}) is at {offsets}, expected ever later blocks of 512 bytes"
-    elif any(offsets):
-        yield "offset", f"{path!r} (version {version}) is at {offsets}, expected 0: it is no tar"
+        wrong = any(offset % 512 or min(row, offset) < 0 for row, offset in places)
+        wrong = wrong or any(row == later or at >= behind for (row, at), (later, behind) in pairwise(places))
+        if wrong or any(row.offset_row > row.first_row for row in rows):
+            yield "offset", f"{path!r} (version {version}) has (row, byte) {places}, expected later blocks for later rows"
+    elif places != [(0, 0)]:
+        yield "offset", f"{path!r} (version {version}) has (row, byte) {places}, expected none: it is no tar"
 
 
 def _read_rows(run_uri: str, number: int) -> Iterator[PlanRow]:
@@ -145,7 +148,7 @@ def _read_rows(run_uri: str, number: int) -> Iterator[PlanRow]:
         with storage.open_file(plan_file(run_uri, number)) as file:
             parquet = pq.ParquetFile(file, page_checksum_verification=True)
             count = parquet.num_row_groups
-            expected = _TYPES | ({_OFFSET: pa.int64()} if _OFFSET in parquet.schema_arrow.names else {})
+            expected = _TYPES | {name: kind for name, kind in _TAR_TYPES.items() if name in parquet.schema_arrow.names}
             table = parquet.read_row_group(group, columns=list(expected)).select(list(expected))
         if table.schema.types != list(expected.values()):
             raise ValueError(f"its columns are {table.schema.types}, expected {list(expected.values())}")

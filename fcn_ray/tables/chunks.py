@@ -53,12 +53,8 @@ def cut_table(source: Source, groups: Iterable[RowGroup], limits: ChunkConfig) -
     """
     first = 0
     for rows, size, offset in _cut_rows(groups, limits):
-        is_tar = source.kind == "tar"
-        yield [
-            Piece(
-                source.path, source.version, source.kind, first, rows, size if is_tar else source.size, offset * is_tar
-            )
-        ]
+        place = (size, offset, first) if source.kind == "tar" else (source.size,)
+        yield [Piece(source.path, source.version, source.kind, first, rows, *place)]
         first += rows
 
 

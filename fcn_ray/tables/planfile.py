@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
+from operator import attrgetter
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,9 +29,10 @@ PLAN_SCHEMA = pa.schema(
         pa.field("n_rows", pa.int64(), nullable=False),
         pa.field("size", pa.int64(), nullable=False),
         pa.field("offset", pa.int64(), nullable=False),
+        pa.field("offset_row", pa.int64(), nullable=False),
     ]
 )
-_BEFORE_TARS = pa.schema(list(PLAN_SCHEMA)[:-1])
+_BEFORE_TARS = pa.schema(list(PLAN_SCHEMA)[:-2])
 """Plans of older versions have no offsets, which all were 0."""
 
 _CHUNKS, _ROWS = b"fcn_ray.chunks", b"fcn_ray.rows"
@@ -63,8 +65,8 @@ class PlanWriter:
 
     def add(self, chunk: Chunk) -> None:
         """Append a chunk."""
-        name = chunk_id(chunk)
-        self._pending += [(name, *piece) for piece in chunk]
+        name, row = chunk_id(chunk), attrgetter(*PLAN_SCHEMA.names[1:])
+        self._pending += [(name, *row(piece)) for piece in chunk]
         self.chunks += 1
         self.rows += sum(piece.n_rows for piece in chunk)
         self.pieces += len(chunk)
@@ -72,12 +74,13 @@ class PlanWriter:
             self._write_group()
 
     def finish(self) -> bytes:
-        """The file's content."""
+        """The file's content, once: what it was made of is not kept beside it."""
         if self._pending:
             self._write_group()
         self._writer.add_key_value_metadata({_CHUNKS: str(self.chunks), _ROWS: str(self.rows), seal.KEY: seal.BLANK})
         self._writer.close()
-        return seal.seal(self._sink)
+        with self._sink:
+            return seal.seal(self._sink)
 
     def _write_group(self) -> None:
         table = pa.table([list(column) for column in zip(*self._pending, strict=True)], schema=PLAN_SCHEMA)

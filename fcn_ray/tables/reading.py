@@ -108,7 +108,7 @@ def read_tar_rows(uri: str, piece: Piece, columns: Columns) -> pa.Table:
             images.append(data)
             problems.append(None if data is not None else cells.too_big(member.size))
             names.append(key_of(member.name))
-        problem = UNREADABLE, f"expected {piece.n_rows} images at byte {piece.offset}, found {len(images)}"
+        problem = UNREADABLE, f"expected {piece.n_rows} images from row {piece.first_row} on, found {len(images)}"
     except OutOfReachError:
         raise
     except (FcnRayError, OSError, ValueError) as error:
@@ -131,7 +131,8 @@ def _read_members(uri: str, piece: Piece) -> Iterator[tuple[Member, bytes | None
     least, most = _TAR_BUFFER
     with storage.open_file(uri) as stored:
         file = cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, stored), min(max(piece.size, least), most)))
-        for member in islice(walk_images(file, piece.offset), piece.n_rows):
+        first = piece.first_row - piece.offset_row
+        for member in islice(walk_images(file, piece.offset), first, first + piece.n_rows):
             yield member, None if member.size > cells.MAX_FILE_BYTES else read_member(file, member)
 
 

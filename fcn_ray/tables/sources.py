@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import PurePosixPath
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from fcn_ray import storage
 from fcn_ray.errors import ConfigError, SchemaError
@@ -32,7 +32,8 @@ _HIDDEN, _TWICE, _OTHER = "(hidden)", "(listed twice)", "(other)"
 Kind = Literal["parquet", "image", "tar"]
 
 
-class Source(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Source:
     """One input file as it was when listed: its path below the input (its name when it is the input), size in bytes,
     and version, which changes with the content. Path and version are the identity of an input."""
 
@@ -42,11 +43,12 @@ class Source(NamedTuple):
     version: str
 
 
-class Piece(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Piece:
     """Rows of one input that go into one chunk: `n_rows` of a table or tar from `first_row` on, or an image (0 and 1).
 
-    `size` is in bytes: of the file, or of those images of a tar; `offset` is the byte of a tar where they begin. The
-    fields are columns of a plan, in their order.
+    `size` is in bytes: of the file, or of those images of a tar, where row `offset_row` begins at byte `offset`, so that
+    a reader need not start at the first row. (Both are 0 of what is no tar.)
     """
 
     path: str
@@ -56,6 +58,7 @@ class Piece(NamedTuple):
     n_rows: int
     size: int
     offset: int = 0
+    offset_row: int = 0
 
 
 @dataclass(frozen=True, slots=True)

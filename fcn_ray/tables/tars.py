@@ -1,7 +1,7 @@
 """Images in tar archives, as WebDataset packs them: found by their headers and read by offset; nothing is extracted.
 
 A member with the name of an image is a row, in the order of the archive; links, sparse files, hidden ones and all
-others are none. Read are ustar, GNU and pax archives that are whole: one without its end mark, or with anything behind
+others are none. (A row takes 512 bytes at least, so that no archive can promise rows without end.) Read are ustar, GNU and pax archives that are whole: one without its end mark, or with anything behind
 it, is damaged, as is one whose headers cannot be true. So the rows of an archive are always the same.
 """
 

@@ -108,11 +108,11 @@ def test_chunks_of_a_tar_say_where_their_images_are() -> None:
     source = Source("t.tar", "tar", 9999, "1")
     groups = [RowGroup(1, size, offset) for size, offset in [(60, 0), (60, 1024), (30, 2048), (20, 3072)]]
     pieces = [piece for (piece,) in cut_table(source, groups, ChunkConfig(rows=9, bytes=100))]
-    found = [(piece.first_row, piece.n_rows, piece.size, piece.offset) for piece in pieces]
+    found = [(piece.first_row, piece.n_rows, piece.size, piece.offset, piece.offset_row) for piece in pieces]
     assert found == [
-        (0, 1, 60, 0),
-        (1, 2, 90, 1024),
-        (3, 1, 20, 3072),
+        (0, 1, 60, 0, 0),
+        (1, 2, 90, 1024, 1),
+        (3, 1, 20, 3072, 3),
     ]
 
 

@@ -266,7 +266,7 @@ def test_a_run_that_was_planned_before_bytes_and_tars_goes_on_as_it_was(tmp_path
 
 
 def _write_as_before(path: str) -> None:
-    table = pq.read_table(path).drop_columns(["offset"])
+    table = pq.read_table(path).drop_columns(["offset", "offset_row"])
     metadata = {"fcn_ray.chunks": "4", "fcn_ray.rows": "11", "fcn_ray.seal": seal.BLANK}
     sink = io.BytesIO()
     with pq.ParquetWriter(sink, table.schema.remove_metadata(), store_schema=False) as writer:

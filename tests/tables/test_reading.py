@@ -2,6 +2,7 @@ import io
 import os
 import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -150,8 +151,9 @@ def test_any_slice_of_a_tar_is_those_images(tmp_path: Path, data: st.DataObject)
     path = write_tar(tmp_path / "t.tar", count, data.draw(st.sampled_from(["gnu", "pax", "ustar"])))
     first = data.draw(st.integers(0, count - 1))
     rows = data.draw(st.integers(1, count - first))
-    offset = [group.offset for group in read_contents(str(path), Source("t.tar", "tar", 9, "1"), Columns())][first]
-    piece = _piece(path, first, rows)._replace(offset=offset)
+    at = data.draw(st.integers(0, first))
+    offset = [group.offset for group in read_contents(str(path), Source("t.tar", "tar", 9, "1"), Columns())][at]
+    piece = replace(_piece(path, first, rows), offset=offset, offset_row=at)
     read = read_rows(str(tmp_path), [piece], Columns()).to_pylist()
     assert [row["image"] for row in read] == [b"tar image %d" % row for row in range(first, first + rows)]
     assert [(row["image_id"], row["path"], row["row"], row["key"], row["source_error"]) for row in read] == [
@@ -171,7 +173,7 @@ def test_columns_of_a_tar(tmp_path: Path) -> None:
 @pytest.mark.parametrize("fate", ["gone", "changed", "cut", "header"])
 def test_a_tar_that_cannot_be_read_gives_its_rows_all_the_same(tmp_path: Path, fate: str) -> None:
     path = write_tar(tmp_path / "t.tar", 5)
-    piece = _piece(path, 1, 3)._replace(offset=4096)
+    piece = replace(_piece(path, 1, 3), offset=4096, offset_row=1)
     if fate == "gone":
         path.unlink()
     elif fate == "changed":
@@ -182,7 +184,7 @@ def test_a_tar_that_cannot_be_read_gives_its_rows_all_the_same(tmp_path: Path, f
         path.write_bytes(data[:7200] if fate == "cut" else data)
         os.utime(path, ns=(status.st_mtime_ns, status.st_mtime_ns))
         if fate == "cut":
-            piece = piece._replace(version=storage.stat(str(path)).version)
+            piece = replace(piece, version=storage.stat(str(path)).version)
     read = read_rows(str(tmp_path), [piece], Columns()).to_pylist()
     good = [] if fate in {"gone", "changed"} else [b"tar image 1"]
     problem = "changed" if fate == "changed" else "unreadable"
@@ -196,7 +198,7 @@ def test_an_image_of_a_tar_that_is_too_big_is_passed_over(tmp_path: Path, monkey
     monkeypatch.setattr(cells, "MAX_FILE_BYTES", 1000)
     read = _read(tmp_path / "t.tar", 0, 4)
     assert [_status(row) for row in read] == [(None, "too_big"), (b"small", None), (b"", None), (None, "unreadable")]
-    assert "expected 4 images at byte 0, found 3" in read[3]["source_message"]
+    assert "expected 4 images from row 0 on, found 3" in read[3]["source_message"]
 
 
 def test_files_that_are_gone_changed_or_huge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
