@@ -36,7 +36,7 @@ class ReadAhead:
             yield self._next()
 
     def take(self, source: Source) -> Iterable[RowGroup]:
-        """What was read of `source`, the last that came out; raises what reading it raised. Of an image it is nothing."""
+        """What was read of `source`, the last that came out, nothing of an image; raises what reading it raised."""
         return self._current.result() if self._current else []
 
     def close(self) -> None:

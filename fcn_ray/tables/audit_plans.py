@@ -136,7 +136,10 @@ def _check_kind(path: str, version: str, rows: list[PlanRow]) -> Iterator[Proble
         wrong = any(offset % 512 or min(row, offset) < 0 for row, offset in places)
         wrong = wrong or any(row == later or at >= behind for (row, at), (later, behind) in pairwise(places))
         if wrong or any(row.offset_row > row.first_row for row in rows):
-            yield "offset", f"{path!r} (version {version}) has (row, byte) {places}, expected later blocks for later rows"
+            yield (
+                "offset",
+                f"{path!r} (version {version}) has (row, byte) {places}, expected later blocks for later rows",
+            )
     elif places != [(0, 0)]:
         yield "offset", f"{path!r} (version {version}) has (row, byte) {places}, expected none: it is no tar"
 

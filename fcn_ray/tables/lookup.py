@@ -2,8 +2,8 @@
 
 Both are found by key, relative to their root: `<path>#<row>` for a row of a table, the path without image suffixes for
 a file. So labels that are laid out as the images were meet the masks of those images: below the folder of a pattern, or
-as a list names them. Those of a tar's images are not found, nor labels in tars. Memory holds the keys of all masks and a
-few row groups, never more.
+as a list names them. Those of a tar's images are not found, nor labels in tars. Memory holds the keys of all masks and
+a few row groups, never more.
 """
 
 from __future__ import annotations

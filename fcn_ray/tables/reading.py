@@ -32,7 +32,7 @@ from fcn_ray.tables.columns import (
 from fcn_ray.tables.cursor import read_slice
 from fcn_ray.tables.inputs import folder_of, locate_sources
 from fcn_ray.tables.sources import Piece
-from fcn_ray.tables.tars import Member, key_of, read_member, walk_images
+from fcn_ray.tables.tars import BLOCK, Member, key_of, read_member, walk_images
 
 _CHANGED = "changed"
 
@@ -129,8 +129,9 @@ def read_tar_rows(uri: str, piece: Piece, columns: Columns) -> pa.Table:
 def _read_members(uri: str, piece: Piece) -> Iterator[tuple[Member, bytes | None]]:
     """Each image of a piece of a tar, with its content unless it is too big."""
     least, most = _TAR_BUFFER
+    extent = piece.size + 2 * BLOCK * piece.n_rows  # with headers and padding
     with storage.open_file(uri) as stored:
-        file = cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, stored), min(max(piece.size, least), most)))
+        file = cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, stored), min(max(extent, least), most)))
         first = piece.first_row - piece.offset_row
         for member in islice(walk_images(file, piece.offset), first, first + piece.n_rows):
             yield member, None if member.size > cells.MAX_FILE_BYTES else read_member(file, member)

@@ -1,8 +1,9 @@
 """Images in tar archives, as WebDataset packs them: found by their headers and read by offset; nothing is extracted.
 
 A member with the name of an image is a row, in the order of the archive; links, sparse files, hidden ones and all
-others are none. (A row takes 512 bytes at least, so that no archive can promise rows without end.) Read are ustar, GNU and pax archives that are whole: one without its end mark, or with anything behind
-it, is damaged, as is one whose headers cannot be true. So the rows of an archive are always the same.
+others are none. (A row takes 512 bytes at least, so that no archive can promise rows without end.) Read are ustar, GNU
+and pax archives that are whole: one without its end mark, or with anything behind it, is damaged, as is one whose
+headers cannot be true. So the rows of an archive are always the same.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import Any, BinaryIO, NamedTuple
 from fcn_ray.storage.uris import is_hidden
 from fcn_ray.tables.sources import IMAGE_SUFFIXES
 
-_BLOCK = 512
+BLOCK = 512
+"""Bytes of a header; what a member holds is filled up to a multiple of them."""
 _HEADER = struct.Struct("100s24x12s12x8s1s100x6s82x155s12x")
 """Name, size, checksum, kind, magic and prefix of a header."""
 
@@ -61,7 +63,7 @@ def walk_images(file: BinaryIO, offset: int = 0) -> Iterator[Member]:
     """
     end, at, extended = file.seek(0, io.SEEK_END), offset, dict[str, Any]()
     while header := _read_header(file, at, end):
-        data_at = at + _BLOCK
+        data_at = at + BLOCK
         if header.kind in _EXTENDED:
             extended |= _read_extended(header, _read(file, data_at, _checked(header.size), end))
             at = data_at + _padded(header.size)
@@ -104,7 +106,7 @@ def _is_image(name: str) -> bool:
 
 def _read_header(file: BinaryIO, at: int, end: int) -> _Header | None:
     """The header at a place; None where the archive ends."""
-    block = _read(file, at, _BLOCK, end)
+    block = _read(file, at, BLOCK, end)
     if not any(block):
         if any(_read(file, at, min(end - at, _MAX_TRAILER), end)):
             raise ValueError(f"something follows its end mark at byte {at}: archives that were joined?")
@@ -145,7 +147,7 @@ def _checked(size: int) -> int:
 
 
 def _padded(size: int) -> int:
-    return -(-size // _BLOCK) * _BLOCK
+    return -(-size // BLOCK) * BLOCK
 
 
 def _read_extended(header: _Header, data: bytes) -> dict[str, Any]:
@@ -183,7 +185,7 @@ def _pax_records(data: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 def _skip_sparse(file: BinaryIO, at: int, end: int) -> int:
     """Where the data of a sparse file of the old GNU kind begins: behind the blocks that tell where its holes are."""
-    more, at = _read(file, at, _BLOCK, end)[482], at + _BLOCK
+    more, at = _read(file, at, BLOCK, end)[482], at + BLOCK
     while more:
-        more, at = _read(file, at, _BLOCK, end)[504], at + _BLOCK
+        more, at = _read(file, at, BLOCK, end)[504], at + BLOCK
     return at

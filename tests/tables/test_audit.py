@@ -408,6 +408,7 @@ PLAN_DAMAGE: dict[str, tuple[Damage, set[str]]] = {
     "rows from the middle only": (_edit_plan(lambda rows: rows.pop(-2)), {"twice", "stray"}),
     "an image of two rows": (_edit_table_rows(path="u.png", kind="image", first_row=0, n_rows=2), {"twice", "stray"}),
     "an unknown kind": (_edit_table_rows(kind="zip"), {"kind", "stray"}),
+    "an input of an unknown kind": (_edit_table_rows(path="u.zip", kind="zip", first_row=0), {"kind", "stray"}),
     "a table with an offset": (_edit_table_rows(offset=512), {"offset", "stray"}),
     "a tar out of order": (_as_tar((0, 1024), (3, 512)), {"offset", "stray"}),
     "a tar between blocks": (_as_tar((0, 512), (3, 1000)), {"offset", "stray"}),

@@ -62,6 +62,14 @@ def test_what_really_has_that_name_comes_before_a_pattern(tmp_path: Path) -> Non
     assert _paths(f"{tmp_path}/a[[]1]/*.png") == ["a[1]/x.png"]
 
 
+def test_a_link_of_such_a_name_is_where_it_leads(tmp_path: Path) -> None:
+    write_images(tmp_path, "in/a.png")
+    (tmp_path / "in[1]").symlink_to(tmp_path / "in")
+    assert absolute_input(f"{tmp_path}/in[1]") == f"{tmp_path}/in"
+    with pytest.raises(ConfigError, match="lie in one another"):
+        open_run(f"{tmp_path}/in/masks", f"{tmp_path}/in[1]", IDENTITY, LABELS)
+
+
 def test_a_pattern_of_nothing_is_an_error(tmp_path: Path) -> None:
     write_images(tmp_path, "in/a.png")
     for uri in (f"{tmp_path}/in/*.jpg", f"{tmp_path}/nowhere/*.png"):

@@ -59,6 +59,11 @@ def test_what_is_no_image_is_no_row() -> None:
     assert [name for name, _ in _images(file.getvalue())] == ["./b.jpg", "_c.png", "/d.gif"]
 
 
+def test_links_have_no_content_whatever_their_size_says() -> None:
+    link = header("b.jpg", 700, tarfile.LNKTYPE, {157: b"a.jpg"})
+    assert _images(link + tar([JPG])) == [JPG]
+
+
 def test_sparse_files_are_passed_over() -> None:
     """Of the old GNU kind, with a block more that tells of holes; and of pax."""
     old = header("s.jpg", 512, tarfile.GNUTYPE_SPARSE, {482: b"\1"}) + bytes(504) + b"\1" + bytes(7) + bytes(1024)
