@@ -80,5 +80,7 @@ def _cut_rows(groups: Iterable[RowGroup], limits: ChunkConfig) -> Iterator[RowGr
 
 def _room(limits: ChunkConfig, rows: int, size: int, mean: int) -> int:
     """How many rows of `mean` bytes still go into a chunk of `rows` rows and `size` bytes: one at least into none."""
+    if size > limits.bytes:  # one row that is alone
+        return 0
     free = (limits.bytes - size) // mean if mean else limits.rows
     return max(min(limits.rows - rows, free), 0 if rows else 1)

@@ -62,6 +62,7 @@ def test_every_row_of_a_table_is_in_one_chunk(row_groups: list[int], rows: int) 
         ([(4, 0), (20, 0)], [16, 8]),  # nothing is known of their bytes
         ([(1, 60), (1, 60), (1, 40), (1, 1)], [1, 2, 1]),  # a tar
         ([(2, 7), (9, 9 << 60)], [2, *[1] * 9]),
+        ([(1, 101), (3, 0)], [1, 3]),
     ],
 )
 def test_tables_are_cut_by_bytes_too(groups: list[tuple[int, int]], sizes: list[int]) -> None:
