@@ -360,8 +360,8 @@ class PredictConfig(Section):
     """Padded pixels of the largest image that is predicted whole; larger ones go in tiles of at most so many, which
     give the same mask up to rounding. It bounds the memory of an actor; raise it on GPUs that have more. Another value
     is another run: networks without tiles refuse larger images."""
-    max_restarts: int = Field(default=2, ge=0)
-    """Times that a dead actor is started again before the job gives up."""
+    max_restarts: int = Field(default=20, ge=0)
+    """Times that a dead actor is started again before the job gives up; an image that kills its process takes two."""
 
 
 class SegmentConfig(Section):
@@ -387,6 +387,10 @@ class SegmentConfig(Section):
     predict: PredictConfig = PredictConfig()
     decode_cpus: float = Field(default=0.5, gt=0)
     """CPUs that each decoding task reserves from Ray."""
+    decode_seconds: float = Field(default=20, gt=0)
+    """Seconds that one image may be decoded; then its process is ended, and at the second time it becomes `timeout`."""
+    decode_memory: int = Field(default=4_000_000_000, ge=500_000_000)
+    """Bytes that decoding one image may add to its process; what needs more is `too_big` or `crash`."""
     max_bad_fraction: float = Field(default=1.0, ge=0, le=1)
     """A finished job with more bad images than this ends with code 3."""
     address: str | None = None

@@ -15,8 +15,10 @@ from fcn_ray import __version__, cluster, storage
 from fcn_ray.bundle import Bundle, load_bundle
 from fcn_ray.config import PredictConfig, SegmentConfig
 from fcn_ray.errors import EXIT_BAD_IMAGES, EXIT_COMPLETE, IncompleteError, StorageError
+from fcn_ray.inference.limits import Limits
 from fcn_ray.inference.pipeline import Actors, build_pipeline
 from fcn_ray.inference.predictor import Predictor
+from fcn_ray.inference.preparing import PrepareChunks
 from fcn_ray.inference.report import SegmentReport
 from fcn_ray.inference.stages import CommitChunks, DecodeImages, ReadChunks, read_receipts
 from fcn_ray.reports.progress import Progress
@@ -146,11 +148,16 @@ def _receipts(
         "threads": predict.threads,
         "batch_pixels": predict.batch_pixels,
         "tile_pixels": predict.tile_pixels,
+        "run_uri": run.uri,
     }
-    dataset = build_pipeline(
-        pending,
+    prepare = PrepareChunks(
         ReadChunks(run.uri, run.input, columns),
         DecodeImages(config.max_pixels),
+        Limits(config.decode_seconds, config.decode_memory),
+    )
+    dataset = build_pipeline(
+        pending,
+        prepare,
         Actors(Predictor, arguments, _count_actors(predict), predict),
         CommitChunks(run, bundle.labels, bundle.digest),
         config.decode_cpus,

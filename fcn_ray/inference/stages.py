@@ -7,7 +7,7 @@ adds and drops. Images travel as uint8 bytes with their height and width. A row 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -70,10 +70,10 @@ class DecodeImages:
 
     max_pixels: int
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """The stage."""
+    def __call__(self, table: pa.Table, begin_image: Callable[[], None] = lambda: None) -> pa.Table:
+        """The stage; it calls `begin_image` before each image that it decodes."""
         rows = [
-            self._decode(*(value.as_py() for value in cells))
+            self._decode(begin_image, *(value.as_py() for value in cells))
             for cells in zip(table[IMAGE], table[SOURCE_ERROR], table[SOURCE_MESSAGE], strict=True)
         ]
         pixels, shapes, status, error, flags = zip(*rows, strict=True)
@@ -88,10 +88,11 @@ class DecodeImages:
         return replace_columns(table, added, drop=[IMAGE, SOURCE_ERROR, SOURCE_MESSAGE])
 
     def _decode(
-        self, data: bytes | None, source_error: str | None, message: str | None
+        self, begin_image: Callable[[], None], data: bytes | None, source_error: str | None, message: str | None
     ) -> tuple[bytes | None, tuple[int, ...] | None, str, str | None, list[str]]:
         if source_error is not None:
             return None, None, source_error, trim_error(message or source_error), []
+        begin_image()
         try:
             decoded = decode_image(data, self.max_pixels)
         except ImageError as error:

@@ -90,9 +90,9 @@ def read_parquet_rows(uri: str, piece: Piece, columns: Columns) -> pa.Table:
     except OutOfReachError:
         raise
     except (FcnRayError, pa.ArrowException, OSError, ValueError) as error:
-        table = _lost_rows(piece, piece.first_row, piece.n_rows, (UNREADABLE, str(error)))
+        table = lost_rows(piece, piece.first_row, piece.n_rows, (UNREADABLE, str(error)))
     problem = _version_problem(uri, piece)
-    return _lost_rows(piece, piece.first_row, piece.n_rows, problem) if problem else table
+    return lost_rows(piece, piece.first_row, piece.n_rows, problem) if problem else table
 
 
 def read_tar_rows(uri: str, piece: Piece, columns: Columns) -> pa.Table:
@@ -168,7 +168,7 @@ class _TablePart:
             try:
                 tables.append(self._normalise(self._read_group(group, start, count), row))
             except (pa.ArrowException, OSError, ValueError) as error:
-                lost = _lost_rows(self.piece, row, count, (UNREADABLE, f"row group {group}: {error}"))
+                lost = lost_rows(self.piece, row, count, (UNREADABLE, f"row group {group}: {error}"))
                 for field in self._fields():
                     lost = lost.append_column(field, pa.nulls(count, field.type))
                 tables.append(lost)
@@ -228,13 +228,14 @@ def _changed(entry: storage.Entry, piece: Piece) -> Problem | None:
     return _CHANGED, f"planned as version {piece.version}, found {entry.version}; the next run takes the new version"
 
 
-def _lost_rows(piece: Piece, first_row: int, n_rows: int, problem: Problem) -> pa.Table:
+def lost_rows(piece: Piece, first_row: int, n_rows: int, problem: Problem) -> pa.Table:
+    """Rows of which nothing could be had, as what is read would have been; `problem` is a status code and a reason."""
     rows, image = range(first_row, first_row + n_rows), pa.nulls(n_rows, pa.large_binary())
     return _table(_default_ids(piece, rows), piece.path, rows, image, [problem] * n_rows)
 
 
 def _default_ids(piece: Piece, rows: Sequence[int]) -> list[str]:
-    return [f"{piece.path}#{row}" for row in rows]
+    return [piece.path if piece.kind == "image" else f"{piece.path}#{row}" for row in rows]
 
 
 def _table(
