@@ -234,7 +234,10 @@ def train(
     "fcn-ray segment -c segment.yaml --dry-run",
 )
 def segment(
-    input: Annotated[str | None, typer.Argument(help="Parquet file, image file, or a folder with both.")] = None,
+    input: Annotated[
+        str | None,
+        typer.Argument(help="Parquet, tar or image file, a folder with them, a 'pattern' in quotes, or @LIST."),
+    ] = None,
     output: Annotated[str | None, typer.Argument(help="Folder for the masks.")] = None,
     model: Annotated[str | None, typer.Option(help="Bundle folder, as `fcn-ray train` leaves it.")] = None,
     config: ConfigFile = None,

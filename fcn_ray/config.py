@@ -339,7 +339,8 @@ class ChunkConfig(Section):
     rows: Positive = 64
     """Most images in one chunk."""
     bytes: Positive = 64_000_000
-    """Most encoded bytes in one chunk of image files, so that huge images do not gather in one."""
+    """Most encoded bytes in one chunk, of tables about, so that huge images do not gather in one; a larger image is
+    alone. What paths in a table name is not counted, nor what images take when they are decoded."""
 
 
 class PredictConfig(Section):
@@ -367,7 +368,9 @@ class SegmentConfig(Section):
     """`fcn-ray segment`."""
 
     input: str
-    """A Parquet file, an image file, or a folder that is searched for both, below it too."""
+    """A Parquet file, a tar of images, an image, or a folder that is searched for all of them, below it too; a pattern
+    of such files, as photos/**/*.jpg (* and ? within a name, ** for folders); or @FILE, a text file that names one on
+    each line. Paths of rows are relative to the folder, to the pattern's folder, or as the list has them."""
     output: str
     """Folder for the masks; every model and setting gets its own `run=<fingerprint>` folder in it."""
     model: str

@@ -24,6 +24,7 @@ from fcn_ray.inference.stages import CommitChunks, DecodeImages, ReadChunks, rea
 from fcn_ray.reports.progress import Progress
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.commit import Receipt
+from fcn_ray.tables.inputs import absolute_input
 from fcn_ray.tables.manifest import finish
 from fcn_ray.tables.plan import extend_plan, pending_chunks, preview_plan
 from fcn_ray.tables.planfile import ChunkRef
@@ -84,6 +85,7 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, verbose: bool = Fal
         skipped=log.rows - todo,
         statuses=manifest.statuses,
         quarantined=tuple(log.listing.quarantined),
+        n_quarantined=log.listing.n_quarantined,
         skipped_files=log.listing.skipped,
         seconds=time.monotonic() - start,
         first_commit_seconds=labelling.first_commit_seconds,
@@ -94,7 +96,7 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, verbose: bool = Fal
 
 def _preview(config: SegmentConfig, columns: Columns, run_id: str) -> SegmentReport:
     """What a job would do: the stored plan's pending chunks and what the input has beyond the plan."""
-    output, input_uri = storage.absolute(config.output), storage.absolute(config.input)
+    output, input_uri = storage.absolute(config.output), absolute_input(config.input)
     check_output(output, input_uri)
     uri = run_uri(output, run_id)
     log = preview_plan(uri, input_uri, config.chunk, columns)
@@ -106,6 +108,7 @@ def _preview(config: SegmentConfig, columns: Columns, run_id: str) -> SegmentRep
         skipped=log.rows - todo,
         statuses={},
         quarantined=tuple(log.listing.quarantined),
+        n_quarantined=log.listing.n_quarantined,
         skipped_files=log.listing.skipped,
         dry_run=True,
     )

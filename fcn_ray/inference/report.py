@@ -25,6 +25,8 @@ class SegmentReport:
     statuses: Mapping[str, int]
     """Images of the run by status; only of this job's plan in a dry run."""
     quarantined: tuple[Quarantined, ...] = ()
+    """The first 1000 inputs that could not be used; `n_quarantined` counts all."""
+    n_quarantined: int = 0
     seconds: float = 0.0
     first_commit_seconds: float | None = None
     """From the call to the first committed chunk."""
@@ -32,9 +34,9 @@ class SegmentReport:
     """Between the first and the last committed chunk: without the start."""
     dry_run: bool = False
     too_bad: bool = False
-    """More bad images than `max_bad_fraction`, or tables that could not be read: exit code 3."""
+    """More bad images than `max_bad_fraction`, or inputs that could not be read: exit code 3."""
     skipped_files: Mapping[str, int] = field(default_factory=dict)
-    """Files that are neither images nor tables, by suffix."""
+    """Files that are neither images, tables nor tars, by suffix."""
 
     @property
     def bad(self) -> int:
@@ -57,7 +59,10 @@ class SegmentReport:
             yield f"{self.bad} of {self.images} images have no mask: {kinds} (columns status and error say why)"
         for table in self.quarantined:
             yield f"not read: {table.path}: {table.reason}"
+        if self.quarantined:
+            yield f"{self.n_quarantined} inputs could not be read and have no rows: mend them and run the command again"
         if self.skipped_files:
             kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(self.skipped_files.items()))
-            yield f"not images, left out: {kinds}"
+            packed = "; a packed tar is read when it is unpacked to a .tar" if ".tar." in kinds else ""
+            yield f"left out, by suffix: {kinds}{packed}"
         yield f"{'would write to' if self.dry_run else 'masks'}: {self.run}"

@@ -40,6 +40,7 @@ from fcn_ray.tables.schema import (
     WIDTH,
     trim_error,
 )
+from fcn_ray.tables.sources import TABLE_SUFFIX, TAR_SUFFIX
 
 PIXELS = "pixels"
 """Decoded image as uint8 bytes, row-major RGB; null for a bad image. Lives between decode and predict only."""
@@ -142,7 +143,7 @@ def _encode(cell: pa.Scalar, height: int, width: int) -> bytes:
 def _mask_name(path: str, row: int) -> str:
     """What a viewer may call the mask: a name in the image's place, never a path that leaves it."""
     stem = path.rpartition("/")[2].rpartition(".")[0] or path.rpartition("/")[2]
-    return f"{stem}.png" if not path.lower().endswith(".parquet") else f"{stem}-{row}.png"
+    return f"{stem}-{row}.png" if path.lower().endswith((TABLE_SUFFIX, TAR_SUFFIX)) else f"{stem}.png"
 
 
 def replace_columns(table: pa.Table, columns: Mapping[str, Any], drop: Sequence[str] = ()) -> pa.Table:

@@ -10,7 +10,7 @@ import heapq
 import io
 import json
 from collections.abc import Iterable, Iterator
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -33,6 +33,11 @@ _TYPES = {
 }
 """The columns that are checked, and what they are in Arrow."""
 
+_TAR_TYPES = {"offset": pa.int64(), "offset_row": pa.int64()}
+"""More columns in the plans of versions that know tars."""
+
+_KINDS = {"image", "parquet", "tar"}
+
 _METADATA = {b"ARROW:schema", b"fcn_ray.chunks", b"fcn_ray.rows", b"fcn_ray.seal"}
 """The keys of a plan's metadata: one that is damaged is another one."""
 
@@ -47,6 +52,8 @@ class PlanRow(NamedTuple):
     kind: str
     chunk_id: str
     plan: int
+    offset: int = 0
+    offset_row: int = 0
 
 
 def plan_file(run_uri: str, number: int) -> str:
@@ -117,19 +124,37 @@ def _check_version(path: str, version: str, rows: list[PlanRow]) -> Iterator[Pro
         next_row += row.n_rows
     if rows[0].kind == "image" and next_row != 1:
         yield "twice", f"{path!r} (version {version}) is one image, found {next_row} rows"
+    yield from _check_kind(path, version, rows)
+
+
+def _check_kind(path: str, version: str, rows: list[PlanRow]) -> Iterator[Problem]:
+    """One kind, and offsets of a tar only: a block of 512 bytes each, further on with each row that begins there."""
+    kinds, places = sorted({row.kind for row in rows}), sorted({(row.offset_row, row.offset) for row in rows})
+    if len(kinds) > 1 or kinds[0] not in _KINDS:
+        yield "kind", f"{path!r} (version {version}) is {' and '.join(kinds)}, expected one of {sorted(_KINDS)}"
+    elif kinds == ["tar"]:
+        wrong = any(offset % 512 or min(row, offset) < 0 for row, offset in places)
+        wrong = wrong or any(row == later or at >= behind for (row, at), (later, behind) in pairwise(places))
+        if wrong or any(row.offset_row > row.first_row for row in rows):
+            yield (
+                "offset",
+                f"{path!r} (version {version}) has (row, byte) {places}, expected later blocks for later rows",
+            )
+    elif places != [(0, 0)]:
+        yield "offset", f"{path!r} (version {version}) has (row, byte) {places}, expected none: it is no tar"
 
 
 def _read_rows(run_uri: str, number: int) -> Iterator[PlanRow]:
     """Rows of a plan, a row group at a time; the file is opened for each, so that many plans can be merged."""
-    columns = list(_TYPES)
     group, count = 0, 1
     while group < count:
         with storage.open_file(plan_file(run_uri, number)) as file:
             parquet = pq.ParquetFile(file, page_checksum_verification=True)
             count = parquet.num_row_groups
-            table = parquet.read_row_group(group, columns=columns).select(columns)
-        if table.schema.types != list(_TYPES.values()):
-            raise ValueError(f"its columns are {table.schema.types}, expected {list(_TYPES.values())}")
+            expected = _TYPES | {name: kind for name, kind in _TAR_TYPES.items() if name in parquet.schema_arrow.names}
+            table = parquet.read_row_group(group, columns=list(expected)).select(list(expected))
+        if table.schema.types != list(expected.values()):
+            raise ValueError(f"its columns are {table.schema.types}, expected {list(expected.values())}")
         for batch in table.to_batches(1000):
             yield from (PlanRow(**row, plan=number) for row in batch.to_pylist())
         group += 1

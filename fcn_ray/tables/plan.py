@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import chain, groupby
 
@@ -21,10 +22,13 @@ from fcn_ray.config import ChunkConfig
 from fcn_ray.errors import OutOfReachError, SchemaError, StorageError
 from fcn_ray.failpoints import fail_at
 from fcn_ray.tables import planfile
+from fcn_ray.tables.ahead import ReadAhead
 from fcn_ray.tables.chunks import Chunk, cut_chunks
 from fcn_ray.tables.columns import Columns
+from fcn_ray.tables.contents import RowGroup, read_contents
+from fcn_ray.tables.inputs import locate_sources
 from fcn_ray.tables.planfile import ChunkRef, PlanWriter, plan_uri
-from fcn_ray.tables.sources import Listing, Piece, Source, list_inputs, locate_sources, read_row_groups
+from fcn_ray.tables.sources import Listing, Piece, Source, list_inputs
 
 MAX_PLAN_PIECES = 1_000_000
 """A plan with this many pieces is put, and the next begun: an input of any size is planned with flat memory."""
@@ -116,29 +120,28 @@ def read_chunk(run_uri: str, ref: ChunkRef) -> list[Piece]:
 
 def _extend_once(log: PlanLog, input_uri: str, limits: ChunkConfig, columns: Columns, put: Put) -> PlanLog | None:
     """`log` with new plans for what it does not cover; None as soon as a number is taken."""
-    listing = Listing()
+    listing, locate = Listing(), locate_sources(input_uri)
     covered = heapq.merge(*(planfile.read_versions(log.run_uri, number) for number in range(1, log.newest + 1)))
     sources = _uncovered(list_inputs(input_uri, listing), covered)
 
-    locate = locate_sources(input_uri)
-
-    def row_groups(source: Source) -> list[int]:
+    def contents(source: Source) -> Iterable[RowGroup]:
         try:
-            return read_row_groups(locate(source.path), source, columns)
-        except OutOfReachError:  # no fault of the table
+            return ahead.take(source)
+        except OutOfReachError:  # no fault of the file
             raise
         except (SchemaError, StorageError) as error:
             listing.quarantine(source.path, error)
             return []
 
     newest, chunks, rows = log.newest, log.chunks, log.rows
-    for plan in _draft_plans(cut_chunks(sources, limits, row_groups)):
-        newest += 1
-        fail_at("plan.drafted")
-        if not put(plan_uri(log.run_uri, newest), plan.finish()):
-            return None
-        fail_at("plan.put")
-        chunks, rows = chunks + plan.chunks, rows + plan.rows
+    with closing(ReadAhead(lambda source: read_contents(locate(source.path), source, columns))) as ahead:
+        for plan in _draft_plans(cut_chunks(ahead.watch(sources), limits, contents)):
+            newest += 1
+            fail_at("plan.drafted")
+            if not put(plan_uri(log.run_uri, newest), plan.finish()):
+                return None
+            fail_at("plan.put")
+            chunks, rows = chunks + plan.chunks, rows + plan.rows
     return PlanLog(log.run_uri, newest, chunks, rows, listing=listing)
 
 

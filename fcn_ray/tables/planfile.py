@@ -28,8 +28,12 @@ PLAN_SCHEMA = pa.schema(
         pa.field("first_row", pa.int64(), nullable=False),
         pa.field("n_rows", pa.int64(), nullable=False),
         pa.field("size", pa.int64(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("offset_row", pa.int64(), nullable=False),
     ]
 )
+_BEFORE_TARS = pa.schema(list(PLAN_SCHEMA)[:-2])
+"""Plans of older versions have no offsets, which all were 0."""
 
 _CHUNKS, _ROWS = b"fcn_ray.chunks", b"fcn_ray.rows"
 _GROUP_ROWS = 10_000
@@ -70,12 +74,13 @@ class PlanWriter:
             self._write_group()
 
     def finish(self) -> bytes:
-        """The file's content."""
+        """The file's content, once: what it was made of is not kept beside it."""
         if self._pending:
             self._write_group()
         self._writer.add_key_value_metadata({_CHUNKS: str(self.chunks), _ROWS: str(self.rows), seal.KEY: seal.BLANK})
         self._writer.close()
-        return seal.seal(self._sink)
+        with self._sink:
+            return seal.seal(self._sink)
 
     def _write_group(self) -> None:
         table = pa.table([list(column) for column in zip(*self._pending, strict=True)], schema=PLAN_SCHEMA)
@@ -162,8 +167,13 @@ def _open(run_uri: str, number: int) -> Iterator[pq.ParquetFile]:
     try:
         with storage.open_file(uri) as file:
             plan = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
-            if (plan.schema_arrow.names, plan.schema_arrow.types) != (PLAN_SCHEMA.names, PLAN_SCHEMA.types):
-                raise ValueError(f"its columns are {plan.schema_arrow}")
+            found = plan.schema_arrow
+            if not any(_is_alike(found, known) for known in (PLAN_SCHEMA, _BEFORE_TARS)):
+                raise ValueError(f"its columns are {found}")
             yield plan
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise AuditError(f"{uri} is damaged: {error}; restore it, or start over in another output folder") from error
+
+
+def _is_alike(found: pa.Schema, known: pa.Schema) -> bool:
+    return bool((found.names, found.types) == (known.names, known.types))

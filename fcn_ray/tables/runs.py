@@ -12,8 +12,8 @@ from fcn_ray import storage
 from fcn_ray.errors import ConfigError, ForeignOutputError, OutOfReachError, StorageError
 from fcn_ray.failpoints import fail_at
 from fcn_ray.labels import LabelSet
+from fcn_ray.tables.inputs import absolute_input, check_input, reaches_into, understand_input
 from fcn_ray.tables.schema import SCHEMA_VERSION
-from fcn_ray.tables.sources import check_input
 
 _FOLDER = re.compile(r"run=[0-9a-f]{16}")
 _OTHER_OUTPUT = "choose another output folder"
@@ -52,7 +52,7 @@ def open_run(
     Writes nothing and raises ForeignOutputError when the folder, or the run in it, is another job's; ConfigError when
     there is no input, output and input lie in one another, or the store cannot put if absent.
     """
-    output, input_uri = storage.absolute(output), storage.absolute(input_uri)
+    output, input_uri = storage.absolute(output), absolute_input(input_uri)
     check_output(output, input_uri)
     described = _described(identity, labels)
     run = Run(run_uri(output, fingerprint(identity, labels)), fingerprint(identity, labels), input_uri, labels)
@@ -98,12 +98,15 @@ def _canonical(value: Any) -> bytes:
 
 
 def _check_apart(output: str, input_uri: str) -> None:
-    for inner, outer in ((output, input_uri), (input_uri, output)):
-        if f"{inner}/".startswith(f"{outer.rstrip('/')}/"):
-            raise ConfigError(
-                f"output {output} and input {input_uri} lie in one another, so masks would become input; "
-                f"choose an output folder beside the input, for example {input_uri.rstrip('/')}-masks"
-            )
+    if reaches_into(input_uri, output):
+        raise ConfigError(
+            f"output {output} and input {input_uri} lie in one another, so masks would become input; "
+            f"choose an output folder beside the input, for example {_beside(input_uri)}-masks"
+        )
+
+
+def _beside(input_uri: str) -> str:
+    return understand_input(input_uri).uri.rstrip("/")
 
 
 def _check_ours(output: str) -> None:

@@ -24,6 +24,7 @@ from fcn_ray.tables.plan import extend_plan, pending_chunks, read_chunk
 from fcn_ray.tables.reading import read_rows
 from fcn_ray.tables.sources import Piece
 from tests.inference import poisoning
+from tests.tables.archives import tar
 
 LIMITS = Limits(seconds=3, memory=500_000_000)
 DECODE = DecodeImages(10**6)
@@ -41,6 +42,19 @@ def _pieces(folder: Path, columns: Columns) -> list[Piece]:
 
 def _image(value: int) -> bytes:
     return encode_image(np.full((20, 30, 3), value, np.uint8), "PNG")
+
+
+def test_rows_of_a_tar_one_by_one_are_those_of_the_chunk(tmp_path: Path) -> None:
+    """The piece of a row says where the chunk begins, not where the row does."""
+    (tmp_path / "in").mkdir()
+    members = [(f"{value}.{kind}", _image(value)) for value in range(5) for kind in ("png", "cls")]
+    (tmp_path / "in" / "a.tar").write_bytes(tar(members))
+    log = extend_plan(f"{tmp_path}/run", f"{tmp_path}/in", ChunkConfig(rows=3), Columns())
+    pieces = read_chunk(log.run_uri, list(pending_chunks(log))[1])
+    assert [(piece.first_row, piece.n_rows, piece.offset > 0) for piece in pieces] == [(3, 2, True)]
+    rows = prepare_apart(f"{tmp_path}/in", pieces, Columns(), DECODE, LIMITS)
+    assert rows.to_pylist() == DECODE(read_rows(f"{tmp_path}/in", pieces, Columns())).to_pylist()
+    assert rows["key"].to_pylist() == ["3", "4"]
 
 
 @pytest.mark.usefixtures("_poisoned")
