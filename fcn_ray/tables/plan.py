@@ -31,6 +31,9 @@ MAX_PLAN_PIECES = 1_000_000
 
 _MASKS_NAME = re.compile(r"([0-9a-f]{32})\.parquet")
 
+Ids = npt.NDArray[np.bytes_]
+"""Ids of chunks, 32 bytes each."""
+
 Put = Callable[[str, bytes], bool]
 """`storage.put_if_absent`, or a stand-in."""
 
@@ -97,13 +100,13 @@ def preview_plan(run_uri: str, input_uri: str, limits: ChunkConfig, columns: Col
 
 def pending_chunks(log: PlanLog) -> Iterator[ChunkRef]:
     """Chunks of the log without an object in `masks/`, in plan order, from one listing of names."""
-    return (ref for ref, done in _states(log) if not done)
+    return (ref for ref, done in read_states(log.run_uri, log.newest) if not done)
 
 
 def count_chunks(log: PlanLog) -> Totals:
     """How much of the log is done."""
     done_chunks = done_rows = 0
-    for ref, done in _states(log):
+    for ref, done in read_states(log.run_uri, log.newest):
         done_chunks += done
         done_rows += done * ref.n_rows
     return Totals(log.chunks, log.rows, done_chunks, done_rows)
@@ -175,17 +178,17 @@ def _draft_plans(units: Iterable[Iterable[Chunk]]) -> Iterator[PlanWriter]:
         yield plan
 
 
-def _states(log: PlanLog) -> Iterator[tuple[ChunkRef, bool]]:
-    """Every chunk of the log and whether it is done."""
-    done = _done_ids(log.run_uri)
-    for number in range(1, log.newest + 1):
-        for refs in planfile.read_refs(log.run_uri, number):
+def read_states(run_uri: str, newest: int, done: Ids | None = None) -> Iterator[tuple[ChunkRef, bool]]:
+    """Every chunk of the plans up to `newest`, and whether it is done, as one listing says (`done`, if it is there)."""
+    done = list_done(run_uri) if done is None else done
+    for number in range(1, newest + 1):
+        for refs in planfile.read_refs(run_uri, number):
             ids = np.array([ref.chunk_id for ref in refs], dtype="S32")
             found = done[np.searchsorted(done, ids)] == ids
             yield from zip(refs, found.tolist(), strict=True)
 
 
-def _done_ids(run_uri: str) -> npt.NDArray[np.bytes_]:
+def list_done(run_uri: str) -> Ids:
     """Sorted ids of the chunks in `masks/`, 32 bytes each, and one that is greater than all."""
     matches = (_MASKS_NAME.fullmatch(entry.path) for entry in storage.list_files(storage.join(run_uri, "masks")))
     return np.fromiter(chain((match[1] for match in matches if match), ["~"]), dtype="S32")

@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from operator import attrgetter
+from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fcn_ray import storage
@@ -46,6 +48,16 @@ class ChunkRef:
     first: int
     count: int
     n_rows: int
+
+
+class Place(NamedTuple):
+    """Rows of one input in a plan: `n_rows` rows from `first_row` on, in which plan and chunk."""
+
+    path: str
+    first_row: int
+    n_rows: int
+    plan: int
+    chunk_id: str
 
 
 class PlanWriter:
@@ -115,6 +127,22 @@ def read_versions(run_uri: str, number: int) -> Iterator[tuple[str, str]]:
     for table in _read_groups(run_uri, number, ["path", "version"]):
         for batch in table.to_batches(1000):
             yield from zip(batch[0].to_pylist(), batch[1].to_pylist(), strict=True)
+
+
+def read_places(run_uri: str, number: int) -> Iterator[Place]:
+    """Where the rows of a plan are, sorted by path and row, a row group at a time in memory."""
+    columns = ["path", "first_row", "n_rows", "chunk_id"]
+    for table in _read_groups(run_uri, number, columns):
+        for batch in table.select(columns).to_batches(1000):
+            for path, first, count, chunk in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                yield Place(path, first, count, number, chunk)
+
+
+def read_table_chunks(run_uri: str, number: int) -> Iterator[tuple[str, str]]:
+    """(path, chunk id) of every piece of a plan that is of a table, sorted by path."""
+    for table in _read_groups(run_uri, number, ["path", "kind", "chunk_id"]):
+        found = table.filter(pc.equal(table["kind"], "parquet"))
+        yield from zip(found["path"].to_pylist(), found["chunk_id"].to_pylist(), strict=True)
 
 
 def read_refs(run_uri: str, number: int) -> Iterator[list[ChunkRef]]:
