@@ -69,11 +69,7 @@ def _is_past(ref: ChunkRef, superseded: Mapping[str, Sequence[Place]]) -> bool:
 
 def _is_one_of(chunks: Iterator[Sequence[Place]]) -> ds.Expression:
     """True for the rows at these places, by path, row and plan in one string (read from its end, there is one way)."""
-    found = [
-        f"{place.path}#{row}#{place.plan}"
-        for place in chain.from_iterable(chunks)
-        for row in range(place.first_row, place.first_row + place.n_rows)
-    ]
+    found = [f"{place.path}#{row}#{place.plan}" for place in chain.from_iterable(chunks) for row in place.rows]
     row, plan = (ds.field(name).cast(pa.string()) for name in (schema.ROW, schema.PLAN))
     return pc.binary_join_element_wise(ds.field(schema.PATH), row, plan, "#").isin(pa.array(found, pa.string()))
 

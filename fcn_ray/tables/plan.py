@@ -137,12 +137,19 @@ def _extend_once(log: PlanLog, input_uri: str, limits: ChunkConfig, columns: Col
     newest, chunks, rows = log.newest, log.chunks, log.rows
     for plan in _draft_plans(cut_chunks(sources, limits, row_groups)):
         newest += 1
-        fail_at("plan.drafted")
-        if not put(plan_uri(log.run_uri, newest), plan.finish()):
+        if not put_plan(log.run_uri, newest, plan, put):
             return None
-        fail_at("plan.put")
         chunks, rows = chunks + plan.chunks, rows + plan.rows
     return PlanLog(log.run_uri, newest, chunks, rows, listing=listing)
+
+
+def put_plan(run_uri: str, number: int, draft: PlanWriter, put: Put) -> bool:
+    """Put a plan under its number; False when another driver has put one there."""
+    fail_at("plan.drafted")
+    if not put(plan_uri(run_uri, number), draft.finish()):
+        return False
+    fail_at("plan.put")
+    return True
 
 
 def _uncovered(sources: Iterable[Source], covered: Iterator[tuple[str, str]]) -> Iterator[Source]:

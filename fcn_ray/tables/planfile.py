@@ -33,7 +33,10 @@ PLAN_SCHEMA = pa.schema(
     ]
 )
 
-_CHUNKS, _ROWS = b"fcn_ray.chunks", b"fcn_ray.rows"
+_CHUNKS, _ROWS, _KIND = b"fcn_ray.chunks", b"fcn_ray.rows", b"fcn_ray.kind"
+_RETRY = b"retry"
+"""Kind of a plan that lists rows again; other plans have none."""
+
 _GROUP_ROWS = 10_000
 """Pieces in a row group, so that a worker which looks up its chunk reads about 100 kB."""
 _NAME = re.compile(r"(\d{6,})\.parquet")
@@ -59,11 +62,17 @@ class Place(NamedTuple):
     plan: int
     chunk_id: str
 
+    @property
+    def rows(self) -> range:
+        """Numbers of the rows."""
+        return range(self.first_row, self.first_row + self.n_rows)
+
 
 class PlanWriter:
-    """Encodes a plan in memory, row group by row group."""
+    """Encodes a plan in memory, row group by row group: one of rows that are tried again has its number as `retry`."""
 
-    def __init__(self) -> None:
+    def __init__(self, retry: int = 0) -> None:
+        self._retry = retry
         self.chunks = self.rows = self.pieces = 0
         self._sink = io.BytesIO()
         self._writer = pq.ParquetWriter(
@@ -73,7 +82,7 @@ class PlanWriter:
 
     def add(self, chunk: Chunk) -> None:
         """Append a chunk."""
-        name, row = chunk_id(chunk), attrgetter(*PLAN_SCHEMA.names[1:])
+        name, row = chunk_id(chunk, self._retry), attrgetter(*PLAN_SCHEMA.names[1:])
         self._pending += [(name, *row(piece)) for piece in chunk]
         self.chunks += 1
         self.rows += sum(piece.n_rows for piece in chunk)
@@ -85,7 +94,8 @@ class PlanWriter:
         """The file's content."""
         if self._pending:
             self._write_group()
-        self._writer.add_key_value_metadata({_CHUNKS: str(self.chunks), _ROWS: str(self.rows), seal.KEY: seal.BLANK})
+        marks = {_CHUNKS: str(self.chunks), _ROWS: str(self.rows)} | ({_KIND: _RETRY} if self._retry else {})
+        self._writer.add_key_value_metadata({**marks, seal.KEY: seal.BLANK})
         self._writer.close()
         return seal.seal(self._sink)
 
@@ -166,9 +176,10 @@ def read_pieces(run_uri: str, ref: ChunkRef) -> list[Piece]:
             offset += plan.metadata.row_group(group).num_rows
             group += 1
         rows = plan.read_row_group(group).slice(ref.first - offset, ref.count).to_pylist()
+        retry = ref.plan if (plan.metadata.metadata or {}).get(_KIND) == _RETRY else 0
     names = {row.pop("chunk_id") for row in rows}
     pieces = [Piece(**row) for row in rows]
-    if names != {ref.chunk_id} or chunk_id(pieces) != ref.chunk_id:
+    if names != {ref.chunk_id} or chunk_id(pieces, retry) != ref.chunk_id:
         raise AuditError(f"{plan_uri(run_uri, ref.plan)} does not hold chunk {ref.chunk_id} at piece {ref.first}")
     return pieces
 
