@@ -70,17 +70,23 @@ def read_log(run_uri: str) -> PlanLog:
 
 
 def extend_plan(
-    run_uri: str, input_uri: str, limits: ChunkConfig, columns: Columns, put: Put = storage.put_if_absent
+    run_uri: str,
+    input_uri: str,
+    limits: ChunkConfig,
+    columns: Columns,
+    put: Put = storage.put_if_absent,
+    since: float | None = None,
 ) -> PlanLog:
     """Plan all input versions that no plan covers yet, and return the log with them; without any, no plan is put.
 
+    With `since` (seconds since 1970), only those that were modified then or later, or whose store does not say when.
     Raises ConfigError when there is no input, and SchemaError when the run has no chunk at all because the tables'
     columns do not do.
     """
     before = read_log(run_uri)
-    after = _extend_once(before, input_uri, limits, columns, put)
+    after = _extend_once(before, input_uri, limits, columns, put, since)
     while after is None:  # another driver was faster: plan what its plan leaves
-        after = _extend_once(read_log(run_uri), input_uri, limits, columns, put)
+        after = _extend_once(read_log(run_uri), input_uri, limits, columns, put, since)
     refused = next((table for table in after.listing.quarantined if table.schema), None)
     if refused and not after.chunks:
         raise SchemaError(f"input {input_uri}, {refused.path}: {refused.reason}")
@@ -88,13 +94,15 @@ def extend_plan(
     return PlanLog(run_uri, after.newest, after.chunks, after.rows, new_chunks, new_rows, after.listing)
 
 
-def preview_plan(run_uri: str, input_uri: str, limits: ChunkConfig, columns: Columns) -> PlanLog:
+def preview_plan(
+    run_uri: str, input_uri: str, limits: ChunkConfig, columns: Columns, since: float | None = None
+) -> PlanLog:
     """The log that `extend_plan` would return, without writing anything; the run need not exist.
 
     Its `newest` is the newest plan that is stored, so that `pending_chunks` gives the chunks pending from before.
     """
     stored = planfile.newest_plan(run_uri)
-    log = extend_plan(run_uri, input_uri, limits, columns, put=lambda uri, data: True)
+    log = extend_plan(run_uri, input_uri, limits, columns, lambda uri, data: True, since)
     return replace(log, newest=stored)
 
 
@@ -117,12 +125,13 @@ def read_chunk(run_uri: str, ref: ChunkRef) -> list[Piece]:
     return planfile.read_pieces(run_uri, ref)
 
 
-def _extend_once(log: PlanLog, input_uri: str, limits: ChunkConfig, columns: Columns, put: Put) -> PlanLog | None:
+def _extend_once(
+    log: PlanLog, input_uri: str, limits: ChunkConfig, columns: Columns, put: Put, since: float | None
+) -> PlanLog | None:
     """`log` with new plans for what it does not cover; None as soon as a number is taken."""
     listing = Listing()
     covered = heapq.merge(*(planfile.read_versions(log.run_uri, number) for number in range(1, log.newest + 1)))
-    sources = _uncovered(list_inputs(input_uri, listing), covered)
-
+    sources = _recent(_uncovered(list_inputs(input_uri, listing), covered), since, listing)
     locate = locate_sources(input_uri)
 
     def row_groups(source: Source) -> list[int]:
@@ -165,6 +174,14 @@ def _uncovered(sources: Iterable[Source], covered: Iterator[tuple[str, str]]) ->
             path, rows = next(planned, (_END, iter(())))
             versions = {version for _, version in rows}
         if path != source.path or source.version not in versions:
+            yield source
+
+
+def _recent(sources: Iterable[Source], since: float | None, listing: Listing) -> Iterator[Source]:
+    for source in sources:
+        if since is not None and source.modified is not None and source.modified < since:
+            listing.older += 1
+        else:
             yield source
 
 

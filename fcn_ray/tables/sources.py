@@ -31,12 +31,13 @@ Kind = Literal["parquet", "image"]
 @dataclass(frozen=True, slots=True)
 class Source:
     """One input file as it was when listed: its path below the input (its name when it is the input), size in bytes,
-    and version, which changes with the content. Path and version are the identity of an input."""
+    version, which changes with the content, and when it was modified. Path and version are the identity of an input."""
 
     path: str
     kind: Kind
     size: int
     version: str
+    modified: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +66,13 @@ class Listing:
     """What a listing left out, so that nothing is ignored in silence. Filled while the listing goes on.
 
     `skipped` counts files by suffix ("(hidden)" for hidden and linked ones), `quarantined` names the first 1000 tables
-    that cannot be used, `n_quarantined` counts all of them.
+    that cannot be used, `n_quarantined` counts all of them, `older` the new inputs that `since` leaves out.
     """
 
     skipped: Counter[str] = field(default_factory=Counter)
     quarantined: list[Quarantined] = field(default_factory=list)
     n_quarantined: int = 0
+    older: int = 0
 
     def quarantine(self, path: str, error: Exception) -> None:
         """Note a table that cannot be used."""
@@ -138,8 +140,9 @@ def read_row_groups(uri: str, source: Source, columns: Columns) -> list[int]:
 def _source(entry: storage.Entry) -> Source | None:
     suffix = PurePosixPath(entry.path).suffix.lower()
     if suffix == TABLE_SUFFIX and not PurePosixPath(entry.path).name.startswith("_"):
-        return Source(entry.path, "parquet", entry.size, entry.version)
-    return Source(entry.path, "image", entry.size, entry.version) if suffix in IMAGE_SUFFIXES else None
+        return Source(entry.path, "parquet", entry.size, entry.version, entry.modified)
+    is_image = suffix in IMAGE_SUFFIXES
+    return Source(entry.path, "image", entry.size, entry.version, entry.modified) if is_image else None
 
 
 def _suffixes() -> str:
