@@ -42,6 +42,7 @@ class JobStatus:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._ended.set()
+        self._thread.join(timeout=5)  # it must not renew what is released; a store that is silent is not waited for
         if not isinstance(error, OutOfReachError):  # else its patience would be spent once more
             self._lock.release()
 
