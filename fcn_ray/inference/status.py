@@ -65,5 +65,5 @@ class JobStatus:
         while not self._ended.wait(RENEW_SECONDS):
             self._lock.renew()
             with self._writing:
-                if self._facts.get("state") in _GOING_ON and not self._ended.is_set():
+                if "state" in self._facts:
                     self._put()

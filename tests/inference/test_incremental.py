@@ -174,6 +174,17 @@ def test_what_failed_is_tried_again_on_request_and_then_counts_no_more(night: Ni
     assert audit(f"{night.root}/out").ok
 
 
+def test_an_image_that_changed_before_its_turn_counts_once(night: Night) -> None:
+    _photos(night, *"ab")
+    night.lost = 1
+    with pytest.raises(IncompleteError):
+        night.run()
+    night.lost = 0
+    (night.root / "in" / "b.png").write_bytes(b"another")
+    report = night.run()
+    assert (report.images, report.labelled, report.skipped) == (2, 3, 0)
+
+
 def test_an_image_that_changed_counts_once(night: Night) -> None:
     _photos(night, *"abc")
     write_table(night.root / "in" / "t.parquet", 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ def test_signs_of_life_while_there_is_nothing_to_say(run: Run, monkeypatch: pyte
     """As while millions of files are listed: expiry moves on, and `updated` tells that nothing else did."""
     monkeypatch.setattr(module, "RENEW_SECONDS", 0.01)
     with JobStatus(run, RunLock(run.uri)) as status:
+        time.sleep(0.1)
+        assert not (Path(run.uri) / "status.json").exists(), "there is no state yet"
         status.write("planning")
         first, lock = _read(run), _read(run, "lock.json")
         deadline = time.monotonic() + 20
@@ -57,6 +60,25 @@ def test_signs_of_life_while_there_is_nothing_to_say(run: Run, monkeypatch: pyte
         time.sleep(0.1)
     time.sleep(0.05)
     assert _read(run) == final, "the last word is not said over"
+
+
+def test_a_lock_is_not_renewed_once_it_is_released(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Though the thread may be in the midst of it when the job ends."""
+    monkeypatch.setattr(module, "RENEW_SECONDS", 0.01)
+    lock, calls, begun = RunLock(run.uri), list[str](), threading.Event()
+
+    def renew() -> None:
+        if threading.current_thread() is not threading.main_thread():
+            begun.set()
+            time.sleep(0.2)
+        calls.append("renewed")
+
+    monkeypatch.setattr(lock, "renew", renew)
+    monkeypatch.setattr(lock, "release", lambda: calls.append("released"))
+    with JobStatus(run, lock):
+        assert begun.wait(20)
+    time.sleep(0.3)
+    assert calls[-1] == "released"
 
 
 def test_a_store_that_is_out_of_reach_is_not_asked_once_more(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,6 +130,16 @@ def _set_version(path: Path, version: str) -> None:
     assert storage.stat(str(path)).version == version
 
 
+def test_a_flipped_bit_is_no_row(tmp_path: Path) -> None:
+    write_images(tmp_path / "in", "a.png")
+    (path,) = Path(finished_run(tmp_path).uri, "masks").iterdir()
+    data = bytearray(path.read_bytes())
+    data[data.index(b"IDAT") + 8] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(OSError, match="could not verify page integrity"):
+        read_masks(f"{tmp_path}/out").to_table()
+
+
 def test_columns_that_do_not_go_together_are_named(tmp_path: Path) -> None:
     write_table(tmp_path / "in" / "a.parquet", 1, n=[1])
     write_table(tmp_path / "in" / "b.parquet", 1, n=["one"])

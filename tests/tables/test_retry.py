@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from fcn_ray.tables.planfile import PlanWriter, plan_uri
 from fcn_ray.tables.retry import find_failed, plan_retries
 from fcn_ray.tables.runs import Run
 from fcn_ray.tables.schema import BAD_STATUSES, PASSING_STATUSES
-from fcn_ray.tables.sources import Piece
+from fcn_ray.tables.sources import Listing, Piece
 from fcn_ray.tables.statuses import count_current
 from fcn_ray.tables.superseded import find_superseded
 from tests.tables.failing import Key, commit_all, commit_rows, keys_of
@@ -145,6 +146,14 @@ def test_chunks_of_a_retry_keep_the_limits(failed: Run) -> None:
     ]
 
 
+def test_long_runs_of_failures_are_cut(tmp_path: Path) -> None:
+    write_table(tmp_path / "in" / "t.parquet", 10)
+    run, log = start_run(tmp_path, rows=10)
+    commit_all(run, log, {("t.parquet", row): "crash" for row in range(2, 10)})
+    log = plan_retries(log, PASSING_STATUSES, ChunkConfig(rows=3))
+    assert [[row for _, row in keys_of(run, ref)] for ref in pending_chunks(log)] == [[2, 3, 4], [5, 6, 7], [8, 9]]
+
+
 def test_two_tables_and_large_images_are_never_in_one_chunk(tmp_path: Path) -> None:
     write_images(tmp_path / "in", "a.png", "b.png")
     for name in "tu":
@@ -183,7 +192,9 @@ def test_the_slower_of_two_drivers_finds_nothing_left(failed: Run) -> None:
             winner.append(_retry(failed, rows=2))
         return storage.put_if_absent(uri, data)
 
-    log = _retry(failed, put=put)
+    listing = Listing(older=7)
+    log = plan_retries(replace(read_log(failed.uri), listing=listing), PASSING_STATUSES, ChunkConfig(rows=3), put)
+    assert log.listing is listing
     assert (log.newest, log.rows) == (winner[0].newest, winner[0].rows) == (2, 20)
     keys = [key for ref in pending_chunks(log) for key in keys_of(failed, ref)]
     assert (len(keys), set(keys)) == (5, PASSING)
@@ -283,6 +294,14 @@ def test_a_retry_before_its_rows_were_planned_is_found(failed: Run) -> None:
     os.remove(plan_uri(failed.uri, 1))
     _put_retry(failed, 1, [a])
     assert "retry" in {finding.kind for finding in audit(str(Path(failed.uri).parent)).findings}
+
+
+def test_a_plan_of_another_kind_is_found(failed: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fcn_ray.tables.planfile._RETRY", b"later")
+    _put_retry(failed, 2, [_piece(failed, "a.png")])
+    assert "is of the unknown kind b'later'" in {
+        found.message for found in audit(str(Path(failed.uri).parent)).findings
+    }
 
 
 def test_a_row_that_is_in_no_plan_stops_the_retry(failed: Run, monkeypatch: pytest.MonkeyPatch) -> None:
