@@ -10,7 +10,7 @@ import hashlib
 import heapq
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from itertools import groupby
 from typing import NamedTuple
 
@@ -87,13 +87,16 @@ def check_plan(run_uri: str, number: int) -> Iterator[Problem]:
         yield "plan", f"has metadata {unknown}, which are none of ours"
 
 
-def check_coverage(run_uri: str, numbers: Iterable[int]) -> Iterator[Problem]:
+def find_retries(run_uri: str, numbers: Iterable[int]) -> set[int]:
+    """Which of these plans list rows again."""
+    return {number for number in numbers if _is_retry(run_uri, number)}
+
+
+def check_coverage(run_uri: str, numbers: Iterable[int], retries: Container[int] = ()) -> Iterator[Problem]:
     """Input versions in more than one plan, rows in no chunk or in two, retries of what was not planned before.
 
-    A merge of the sorted plans.
+    A merge of the sorted plans; those whose number is in `retries` may list rows again.
     """
-    numbers = list(numbers)
-    retries = {number for number in numbers if _is_retry(run_uri, number)}
     streams = [_read_rows(run_uri, number) for number in numbers]
     merged = heapq.merge(*streams, key=lambda row: row.path)
     previous = ""

@@ -88,6 +88,8 @@ def test_what_may_pass_is_tried_again_and_its_new_row_counts(failed: Run) -> Non
     assert {path: path.read_bytes() for path in before if path.name != "_SUCCESS"} == {
         path: data for path, data in before.items() if path.name != "_SUCCESS"
     }
+    line = "5 of these rows are of images that had failed; fcn_ray.read_masks leaves the older out"
+    assert line in list(audit(str(Path(failed.uri).parent)).lines())
     assert [keys_of(failed, ref) for ref in pending_chunks(_retry(failed))] == [[("a.png", 0)]], "as often as asked"
 
 
