@@ -66,7 +66,7 @@ def _pieces(run_uri: str, ref: ChunkRef, wanted: set[Key]) -> Iterator[Piece]:
                 wanted.remove((piece.path, row))
             else:
                 if first < row:
-                    yield replace(piece, first_row=first, n_rows=row - first)
+                    yield _part(piece, first, row - first)
                 first = row + 1
     if wanted:
         raise AuditError(
@@ -79,8 +79,8 @@ def _cut(pieces: Iterable[Piece], limits: ChunkConfig) -> Iterator[Sequence[Piec
     chunk: list[Piece] = []
     rows = size = 0
     for piece in _split(pieces, limits.rows):
-        is_table = piece.kind == "parquet"
-        apart = chunk and (is_table or chunk[0].kind == "parquet") and piece.path != chunk[0].path
+        is_table = piece.kind != "image"
+        apart = chunk and (is_table or chunk[0].kind != "image") and piece.path != chunk[0].path
         if chunk and (
             apart or rows + piece.n_rows > limits.rows or (not is_table and size + piece.size > limits.bytes)
         ):
@@ -96,5 +96,8 @@ def _split(pieces: Iterable[Piece], rows: int) -> Iterator[Piece]:
     """The same rows in pieces of at most `rows`."""
     for piece in pieces:
         for first in range(piece.first_row, piece.first_row + piece.n_rows, rows):
-            count = min(rows, piece.first_row + piece.n_rows - first)
-            yield replace(piece, first_row=first, n_rows=count)
+            yield _part(piece, first, min(rows, piece.first_row + piece.n_rows - first))
+
+
+def _part(piece: Piece, first_row: int, n_rows: int) -> Piece:
+    return replace(piece, first_row=first_row, n_rows=n_rows)

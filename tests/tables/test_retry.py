@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import replace
+from itertools import count, cycle
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from fcn_ray import storage
 from fcn_ray.config import ChunkConfig
@@ -15,15 +18,16 @@ from fcn_ray.errors import AuditError
 from fcn_ray.tables import plan
 from fcn_ray.tables.audit import audit
 from fcn_ray.tables.chunks import chunk_id
+from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.current import read_masks
 from fcn_ray.tables.manifest import finish, read_published
-from fcn_ray.tables.plan import PlanLog, pending_chunks, read_chunk, read_log
+from fcn_ray.tables.plan import PlanLog, extend_plan, pending_chunks, read_chunk, read_log, read_states
 from fcn_ray.tables.planfile import PlanWriter, plan_uri
 from fcn_ray.tables.retry import find_failed, plan_retries
 from fcn_ray.tables.runs import Run
 from fcn_ray.tables.schema import BAD_STATUSES, PASSING_STATUSES
 from fcn_ray.tables.sources import Listing, Piece
-from fcn_ray.tables.statuses import count_current
+from fcn_ray.tables.statuses import count_current, read_rows
 from fcn_ray.tables.superseded import find_superseded
 from tests.tables.failing import Key, commit_all, commit_rows, keys_of
 from tests.tables.making import start_run, write_images, write_table
@@ -233,6 +237,64 @@ def test_a_new_version_that_is_planned_meanwhile_comes_first(failed: Run, tmp_pa
     assert listed[:2] == [[("e.png", 0)], [("a.png", 0)]]
     commit_all(failed, log)
     assert _audit(failed)[0] == []
+
+
+class Drivers:
+    """Jobs that retry, plan and commit in any order; some begin, and come to their end, while another is about to put
+    its plan."""
+
+    def __init__(self, root: Path, moves: list[tuple[str, int]]) -> None:
+        self.root, self.moves, self.versions = root, iter(moves), count(2)
+        write_images(root / "in", "a.png", "b.png", "c.png")
+        write_table(root / "in" / "t.parquet", 4)
+        self.run, _ = start_run(root, rows=2)
+
+    def go_on(self) -> bool:
+        kind, number = next(self.moves, ("", 0))
+        if kind == "retry":
+            plan_retries(read_log(self.run.uri), PASSING_STATUSES, ChunkConfig(rows=1 + number % 3), self._put)
+        elif kind == "extend":
+            extend_plan(self.run.uri, self.run.input, ChunkConfig(rows=1 + number % 3), Columns(), self._put)
+        elif kind == "change":
+            path = self.root / "in" / ("b.png", "t.parquet")[number % 2]
+            os.utime(path, ns=(0, next(self.versions)))
+        elif kind == "commit":
+            pending = list(pending_chunks(read_log(self.run.uri)))
+            if pending:
+                ref = pending[number % len(pending)]
+                statuses = cycle([("ok", "crash", "corrupt", "timeout")[number % 4], "crash", "ok"][number % 3 :])
+                found = zip(keys_of(self.run, ref), statuses, strict=False)
+                commit_rows(self.run, ref, {key: status for key, status in found if status != "ok"})
+        return bool(kind)
+
+    def _put(self, uri: str, data: bytes) -> bool:
+        self.go_on()
+        return storage.put_if_absent(uri, data)
+
+
+_MOVES = st.tuples(
+    st.sampled_from(["retry", "retry", "commit", "commit", "commit", "extend", "change"]), st.integers(0, 9)
+)
+
+
+@given(moves=st.lists(_MOVES, min_size=6, max_size=24))
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_only_what_is_done_and_failed_is_ever_planned_again(
+    tmp_path_factory: pytest.TempPathFactory, moves: list[tuple[str, int]]
+) -> None:
+    drivers = Drivers(tmp_path_factory.mktemp("retry"), moves)
+    while drivers.go_on():
+        pass
+    run, newest = drivers.run, read_log(drivers.run.uri).newest
+    ended: dict[tuple[str, str, int], list[str | None]] = {}
+    for ref, is_done in read_states(run.uri, newest):
+        (rows,) = read_rows(run.uri, [ref.chunk_id]) if is_done else ({},)
+        for piece in read_chunk(run.uri, ref):
+            for row in range(piece.first_row, piece.first_row + piece.n_rows):
+                ended.setdefault((piece.path, piece.version, row), []).append(rows.get((piece.path, row)))
+    for found in ended.values():
+        assert set(found[:-1]) <= set(PASSING_STATUSES), "in the order of their plans, but for the last"
+    assert audit(str(Path(run.uri).parent)).findings == []
 
 
 # ------------------------------------------------------------------------------------------------ formats and the audit
