@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, repeat
 from operator import attrgetter
 from typing import NamedTuple
 
@@ -139,13 +139,13 @@ def read_versions(run_uri: str, number: int) -> Iterator[tuple[str, str]]:
             yield from zip(batch[0].to_pylist(), batch[1].to_pylist(), strict=True)
 
 
-def read_places(run_uri: str, number: int) -> Iterator[Place]:
-    """Where the rows of a plan are, sorted by path and row, a row group at a time in memory."""
+def read_places(run_uri: str, number: int) -> Iterator[tuple[str, int, int, int, str]]:
+    """The cells of each Place of a plan, sorted by path and row, a row group at a time in memory."""
     columns = ["path", "first_row", "n_rows", "chunk_id"]
     for table in _read_groups(run_uri, number, columns):
         for batch in table.select(columns).to_batches(1000):
-            for path, first, count, chunk in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                yield Place(path, first, count, number, chunk)
+            path, first_row, n_rows, chunk_id = (column.to_pylist() for column in batch.columns)
+            yield from zip(path, first_row, n_rows, repeat(number, len(path)), chunk_id, strict=True)
 
 
 def read_table_chunks(run_uri: str, number: int) -> Iterator[tuple[str, str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby, pairwise
+from operator import itemgetter
 
 from fcn_ray.tables import planfile
 from fcn_ray.tables.planfile import Place
@@ -24,16 +25,16 @@ def find_superseded(
     found: dict[str, list[Place]] = {}
     if newest > 1:  # a plan lists no row twice
         streams = (planfile.read_places(run_uri, number) for number in range(1, newest + 1))
-        for _, places in groupby(heapq.merge(*streams), key=lambda place: place.path):
-            for place in _older(list(places), counts):
-                found.setdefault(place.chunk_id, []).append(place)
+        for _, group in groupby(heapq.merge(*streams), key=itemgetter(0)):
+            places = list(group)
+            if len(places) > 1 and len({plan for _, _, _, plan, _ in places}) > 1:
+                for place in _older([Place(*cells) for cells in places], counts):
+                    found.setdefault(place.chunk_id, []).append(place)
     return found
 
 
 def _older(places: Sequence[Place], counts: Callable[[str], bool]) -> Iterator[Place]:
     """The parts of places of one path that lie under those of newer plans."""
-    if len({place.plan for place in places}) == 1:
-        return
     counted = [place for place in places if counts(place.chunk_id)]
     borders = sorted({border for place in counted for border in (place.first_row, place.first_row + place.n_rows)})
     here: list[Place] = []
