@@ -7,13 +7,13 @@ stay reusable.
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 STRIDE = 32
 """Pixels: the coarsest stride of an FCN backbone, and the grid that images are padded to (paper, section 4.1)."""
-
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -31,11 +31,8 @@ Backbone = Literal["vgg16", "alexnet", "alexnet_torchvision", "resnet50", "mobil
 FC6_SIZE = {"vgg16": 7, "alexnet": 6, "alexnet_torchvision": 6}
 """Cells of the last features that the classifier's first dense layer spans, on a side: 7x7x512 for VGG16, 6x6x256 for
 AlexNet. It becomes fc6 (paper, section 3.1)."""
-
 PAPER_BACKBONES = tuple(FC6_SIZE)
 """Backbones whose classifier has dense layers: fc6 and fc7 are those, and the paper's geometry is defined for them."""
-
-
 VARIANTS = ("32s", "16s", "8s")
 """Coarse to fine."""
 
@@ -392,6 +389,14 @@ class SegmentConfig(Section):
     decode_memory: int = Field(default=4_000_000_000, ge=500_000_000)
     """Bytes that decoding one image may add to its process; what needs more is `too_big` or `crash`."""
     max_bad_fraction: float = Field(default=1.0, ge=0, le=1)
-    """A finished job with more bad images than this ends with code 3."""
+    """More bad images of the run than this end a job with code 3, early when they can no longer be made up for."""
+    max_bad_consecutive: int = Field(default=0, ge=0)
+    """So many bad images in a row, as chunks complete, end a job early with code 3; 0 is no limit."""
+    since: Annotated[str, BeforeValidator(lambda v: v.isoformat() if isinstance(v, date) else v)] | None = None
+    """Plan new inputs only that were modified then or later: an ISO 8601 date or time, or 7d or 12h ago."""
+    retry_failed: Literal["none", "passing", "all"] = "none"
+    """Bad images to try again: none, those whose error may pass (unreadable, changed, crash, timeout, predict), all."""
+    if_running: Literal["join", "fail"] = "join"
+    """When another job works on the run: warn and work beside it, which does no harm, or end with code 5."""
     address: str | None = None
     """Ray cluster to join; by default RAY_ADDRESS, else Ray is started on this machine."""
