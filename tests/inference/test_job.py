@@ -294,7 +294,7 @@ def test_more_actors_than_the_cluster_holds_are_refused_and_only_the_plan_is_wri
     with pytest.raises(ResourceError, match=r"3 prediction actors of 1 CPUs and 1 GPUs each do not fit, .* 0 GPUs"):
         segment(_config(source, output, tiny_bundle, predict__actors=3, predict__gpus=1))
     written = {file.relative_to(output).parts[1] for file in output.rglob("*") if file.is_file()}
-    assert written == {"run.json", "plans", "status.json"}
+    assert written == {"run.json", "plans", "status.json", "lock.json"}
     assert load_bundle(str(tiny_bundle)).digest == _status_digest(output)
 
 
