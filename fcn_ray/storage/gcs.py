@@ -85,6 +85,8 @@ def get(uri: str, part: tuple[int, int] | None = None, etag: str | None = None) 
         data: bytes = blob.download_as_bytes(raw_download=True, **_once(), **about)
         if part and len(data) != part[1]:
             raise Passing(f"the answer had {len(data)} of {part[1]} bytes")
+        if etag and blob.generation not in (None, int(etag)):  # what speaks Google's protocol may not know conditions
+            raise Taken
         return data
 
     return _ask(uri, request)
@@ -168,7 +170,7 @@ def _try(uri: str, request: Callable[[Any], T]) -> T:
     bucket, key = split(uri)
     try:
         return request(_client().bucket(bucket).blob(key))
-    except (FcnRayError, Passing):
+    except (FcnRayError, Passing, Taken):
         raise
     except Exception as error:
         explained = _explain(uri, error)

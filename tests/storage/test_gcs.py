@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -71,6 +72,19 @@ def test_a_bucket_that_is_not_there_is_no_missing_object(gs: Shim) -> None:
 def test_a_name_that_no_bucket_has_is_refused(gs: Shim) -> None:
     with pytest.raises(StorageError, match="gs://-bucket/a: Bucket names must start"):
         storage.read_bytes("gs://-bucket/a")
+
+
+def test_a_store_that_ignores_the_version_is_noticed(gs: Shim) -> None:
+    def ignore(app: Any, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+        query = re.sub("ifGenerationMatch=[0-9]+&?", "", environ["QUERY_STRING"])
+        return app(environ | {"QUERY_STRING": query}, start_response)
+
+    storage.replace(URI, b"a" * 100)
+    gs.fail("GET", always=ignore)
+    with storage.open_file(URI) as file:
+        storage.replace(URI, b"b" * 100)
+        with pytest.raises(StorageError, match="changed while it was read"):
+            file.read(10)
 
 
 BIG = bytes(range(256)) * 40_000
