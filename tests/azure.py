@@ -76,8 +76,8 @@ class Azure:
     def list(self, request: Any, key: str) -> Any:
         query = request.args.to_dict()
         assert (query.pop("restype"), query.pop("comp")) == ("container", "list")
-        assert query.pop("include", None) == (None if "delimiter" in query else "metadata")
-        limit = int(query.pop("maxresults"))
+        assert query.pop("include", "metadata") == "metadata"
+        limit = int(query.pop("maxresults", 5000))
         prefix, delimiter, after = query.pop("prefix", ""), query.pop("delimiter", ""), query.pop("marker", "")
         assert not query, query
         names, groups, token = self.bucket.page(prefix, delimiter, after, limit)

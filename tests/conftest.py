@@ -98,7 +98,13 @@ def gs(monkeypatch: pytest.MonkeyPatch, gs_server: tuple[str, Shim]) -> Iterator
     from fcn_ray.storage import gcs as requests
 
     address, shim = gs_server
-    yield from _emptied(requests, shim, lambda: monkeypatch.setenv("STORAGE_EMULATOR_HOST", address))
+
+    def empty() -> None:
+        bucket = requests._client().bucket(BUCKET)
+        for blob in bucket.list_blobs():
+            bucket.delete_blob(blob.name)
+
+    yield from _emptied(requests, shim, lambda: monkeypatch.setenv("STORAGE_EMULATOR_HOST", address), empty)
 
 
 @pytest.fixture(scope="session")
@@ -117,7 +123,13 @@ def az(monkeypatch: pytest.MonkeyPatch, az_server: tuple[str, Shim]) -> Iterator
 
     address, shim = az_server
     named = "AZURE_STORAGE_CONNECTION_STRING", connection_string(address)
-    yield from _emptied(requests, shim, lambda: monkeypatch.setenv(*named))
+
+    def empty() -> None:
+        container = requests._client().get_container_client(BUCKET)
+        for blob in container.list_blobs():
+            container.delete_blob(blob.name)
+
+    yield from _emptied(requests, shim, lambda: monkeypatch.setenv(*named), empty)
 
 
 @pytest.fixture(scope="session")
@@ -128,7 +140,9 @@ def az_server() -> Iterator[tuple[str, Shim]]:
         yield server
 
 
-def _emptied(requests: ModuleType, shim: Shim, connect: Callable[[], None]) -> Iterator[Shim]:
+def _emptied(
+    requests: ModuleType, shim: Shim, connect: Callable[[], None], empty: Callable[[], object]
+) -> Iterator[Shim]:
     connect()
     requests.forget()
     shim.fail("none")
@@ -136,8 +150,7 @@ def _emptied(requests: ModuleType, shim: Shim, connect: Callable[[], None]) -> I
     shim.fail("none")
     connect()  # the test may have turned to another place
     requests.forget()
-    for key, _ in requests.keys(shim.root):
-        requests.delete(f"{shim.root}/{key}")
+    empty()
     requests.forget()
 
 

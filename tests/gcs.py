@@ -104,9 +104,9 @@ class Google:
 
     def list(self, request: Any, query: dict[str, str], key: str) -> Any:
         assert query.pop("projection") == "noAcl"
-        assert query.pop("fields") == "items(name,size,generation),prefixes,nextPageToken"
-        limit = int(query.pop("maxResults"))
-        prefix, delimiter, after = query.pop("prefix"), query.pop("delimiter", ""), query.pop("pageToken", "")
+        assert query.pop("fields", None) in (None, "items(name,size,generation),prefixes,nextPageToken")
+        limit = int(query.pop("maxResults", 1000))
+        prefix, delimiter, after = query.pop("prefix", ""), query.pop("delimiter", ""), query.pop("pageToken", "")
         names, groups, token = self.bucket.page(prefix, delimiter, after, limit)
         found = {"items": [self.about(name) for name in names], "prefixes": groups, "nextPageToken": token}
         return _json({name: value for name, value in found.items() if value})

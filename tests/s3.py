@@ -93,6 +93,12 @@ def cut(app: Any, environ: dict[str, Any], start_response: Callable[..., Any]) -
     _hang_up(environ)
 
 
+def ignore_range(app: Any, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+    """The store answers with the whole object to whom asks for a part."""
+    del environ["HTTP_X_MS_RANGE" if "HTTP_X_MS_RANGE" in environ else "HTTP_RANGE"]
+    return app(environ, start_response)
+
+
 def garble(app: Any, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
     """The word "data" in the body of the request changes on its way."""
     body = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])).replace(b"data", b"dada")

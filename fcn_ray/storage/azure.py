@@ -57,7 +57,8 @@ def _found(uri: str, properties: Any) -> Found:
 
 def _is_folder(properties: Any) -> bool:
     """Accounts whose names form a tree (hierarchical namespace) have objects for folders; some tools make them too."""
-    return any(name.lower() == "hdi_isfolder" for name in properties.metadata or ())
+    about = properties.metadata or {}
+    return any(name.lower() == "hdi_isfolder" and about[name] == "true" for name in about)
 
 
 def keys(uri: str) -> Iterator[tuple[str, Found]]:
@@ -130,8 +131,6 @@ def _body(answer: Any) -> bytes:
         data: bytes = answer.readall()
     except ResourceModifiedError as error:
         raise Passing("the object changed while it was read") from error
-    if len(data) != answer.size:
-        raise Passing(f"the answer had {len(data)} of {answer.size} bytes")
     return data
 
 

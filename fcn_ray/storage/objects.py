@@ -128,9 +128,12 @@ class _Object(io.RawIOBase):
         if count <= 0:
             return 0
         try:
-            view[:count] = _requests(self._uri).get(self._uri, (self._at, count), self._found.etag)
+            data = _requests(self._uri).get(self._uri, (self._at, count), self._found.etag)
         except Taken as error:
             raise StorageError(f"{self._uri} changed while it was read") from error
+        if len(data) != count:
+            raise StorageError(f"{self._uri}: the store answers {len(data)} bytes where {count} were asked for")
+        view[:count] = data
         self._at += count
         return count
 
@@ -162,6 +165,7 @@ def remove_folder(uri: str) -> None:
     requests = _requests(uri)
     try:
         for path, _ in requests.keys(uri):
-            requests.delete(f"{uri.rstrip('/')}/{path}")
+            if path and not path.endswith("/"):  # else the marker of a folder, whose URI would be that of an object
+                requests.delete(f"{uri.rstrip('/')}/{path}")
     except StorageError:
         return

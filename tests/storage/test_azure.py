@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -88,6 +88,16 @@ def test_an_object_of_many_requests_is_of_one_version(az: Shim, monkeypatch: pyt
 
     az.fail("GET", always=changed)
     assert storage.read_bytes(URI) == b"x" * 2500
+
+
+def test_an_answer_that_breaks_off_is_asked_for_again_when_the_client_gives_up(
+    az: Shim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("azure.storage.blob._download.time", SimpleNamespace(sleep=lambda _: None))
+    storage.put_if_absent(URI, b"0123456789" * 1000)
+    az.fail("GET", *[faults.cut] * 4)
+    assert storage.read_bytes(URI) == b"0123456789" * 1000
+    assert az.count("GET") == 5
 
 
 def test_a_content_that_was_stored_compressed_is_read_as_it_is(az: Shim) -> None:

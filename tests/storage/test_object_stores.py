@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import threading
@@ -114,6 +115,14 @@ def _put_marker(store: Shim, key: str) -> None:
         client.get_blob_client("bucket", key).upload_blob(b"")
 
 
+def test_removing_a_folder_leaves_the_object_of_its_name(store: Shim) -> None:
+    for name in ("in", "in/a", "in/a/b"):
+        storage.put_if_absent(f"{store.root}/{name}", b"x")
+    _put_marker(store, "in/")
+    storage.remove_folder(f"{store.root}/in")
+    assert (storage.is_file(f"{store.root}/in"), storage.is_file(f"{store.root}/in/a/b")) == (True, False)
+
+
 def test_a_long_listing_comes_page_by_page(store: Shim, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_requests(store), "PAGE_KEYS", 3)
     for index in range(10):
@@ -192,6 +201,12 @@ def test_a_missing_object_is_a_storage_error(store: Shim, ask: Callable[[str], A
         ask(f"{store.root}/none")
 
 
+def test_workers_are_told_addresses_and_no_secrets() -> None:
+    assert {"AWS_ENDPOINT_URL", "STORAGE_EMULATOR_HOST", "AZURE_STORAGE_ACCOUNT"} <= set(storage.SETTINGS)
+    secret = re.compile("KEY|SECRET|TOKEN|CONNECTION_STRING|CREDENTIALS")
+    assert not [name for name in storage.SETTINGS if secret.search(name)]
+
+
 def test_light_imports_stay_light() -> None:
     code = "import sys, fcn_ray.storage as s; s.exists('.'); print({'boto3', 'google', 'azure'} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
@@ -235,6 +250,15 @@ def test_a_broken_answer_is_asked_for_again(store: Shim, uri: str, quick: None, 
         store.fail("GET", fault)
         assert file.read(10) == b"0123456789"
         assert store.count("GET") == 2
+
+
+def test_an_answer_that_is_not_the_part_that_was_asked_for_is_refused(store: Shim, uri: str) -> None:
+    storage.put_if_absent(uri, b"0123456789" * 100_000)
+    with storage.open_file(uri) as file:
+        store.fail("GET", always=faults.ignore_range)
+        file.seek(5)
+        with pytest.raises(StorageError):
+            file.read(10)
 
 
 def test_a_lost_reply_is_no_second_object(store: Shim, uri: str, quick: None) -> None:
