@@ -4,14 +4,17 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 WORK ?= bench-out
+GCS ?= fake-gcs-server
+AZURITE ?= azurite-blob
 
-.PHONY: help demo test lint pytest bench clean
+.PHONY: help demo test lint pytest bench bench-stores clean
 
 help:
 	@echo "make demo    train, segment and evaluate on synthetic scenes (a few minutes); opens nothing, leaves demo-out/"
 	@echo "make test    lint, types, arrows between rooms, and all tests"
 	@echo "make lint    ruff and mypy and the arrows only"
 	@echo "make bench CAMVID=camvid.parquet   speed and memory of labelling, see tests/benchmarks/RESULTS.md"
+	@echo "make bench-stores [GCS=fake-gcs-server] [AZURITE=azurite-blob]   gs:// and az:// against emulators of them"
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
@@ -42,6 +45,9 @@ bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/small_bundle.py $(WORK)/bundle
 	$(BIN)/python tests/benchmarks/segment_speed.py $(WORK)/bundle $(WORK)/camvid/images $(WORK)/speed
 	$(BIN)/python tests/benchmarks/driver_memory.py $(WORK)/bundle $(WORK)/memory 1400 14000
+
+bench-stores: $(STAMP)
+	$(BIN)/python -m tests.benchmarks.stores --gcs $(GCS) --azurite $(AZURITE)
 
 clean:
 	rm -rf $(VENV) demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -13,6 +13,7 @@ FcnRayError                 1  unexpected
 │   └── OutOfReachError     9  nothing is known of the file
 │       ├── UnavailableError 9  its store does not answer
 │       └── RefusedError    9  its place is not for us
+│           └── NotInstalledError 2  it needs a package; also a ConfigError
 └── AuditError             10  the audit found a broken promise
 
 A message says what was found, where, what was expected, and what to do. Codes: DESIGN 7. A signal ends a command with
@@ -97,6 +98,10 @@ class UnavailableError(OutOfReachError):
 
 class RefusedError(OutOfReachError):
     """The place cannot be used by us: no credentials, no such bucket, another region."""
+
+
+class NotInstalledError(ConfigError, RefusedError):
+    """The place needs a package that is not installed where it is asked for, which may be one machine of many."""
 
 
 class AuditError(FcnRayError):

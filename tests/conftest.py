@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -89,3 +90,72 @@ def s3_server() -> Iterator[tuple[str, Shim]]:
 
     with serving() as server:
         yield server
+
+
+@pytest.fixture
+def gs(monkeypatch: pytest.MonkeyPatch, gs_server: tuple[str, Shim]) -> Iterator[Shim]:
+    """An empty bucket `gs://bucket`, as `s3`."""
+    from fcn_ray.storage import gcs as requests
+
+    address, shim = gs_server
+
+    def empty() -> None:
+        bucket = requests._client().bucket(BUCKET)
+        for blob in bucket.list_blobs():
+            bucket.delete_blob(blob.name)
+
+    yield from _emptied(requests, shim, lambda: monkeypatch.setenv("STORAGE_EMULATOR_HOST", address), empty)
+
+
+@pytest.fixture(scope="session")
+def gs_server() -> Iterator[tuple[str, Shim]]:
+    from tests.gcs import serving
+
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def az(monkeypatch: pytest.MonkeyPatch, az_server: tuple[str, Shim]) -> Iterator[Shim]:
+    """An empty container `az://bucket`, as `s3`."""
+    from fcn_ray.storage import azure as requests
+    from tests.azure import connection_string
+
+    address, shim = az_server
+    named = "AZURE_STORAGE_CONNECTION_STRING", connection_string(address)
+
+    def empty() -> None:
+        container = requests._client().get_container_client(BUCKET)
+        for blob in container.list_blobs():
+            container.delete_blob(blob.name)
+
+    yield from _emptied(requests, shim, lambda: monkeypatch.setenv(*named), empty)
+
+
+@pytest.fixture(scope="session")
+def az_server() -> Iterator[tuple[str, Shim]]:
+    from tests.azure import serving
+
+    with serving() as server:
+        yield server
+
+
+def _emptied(
+    requests: ModuleType, shim: Shim, connect: Callable[[], None], empty: Callable[[], object]
+) -> Iterator[Shim]:
+    connect()
+    requests.forget()
+    shim.fail("none")
+    yield shim
+    shim.fail("none")
+    connect()  # the test may have turned to another place
+    requests.forget()
+    empty()
+    requests.forget()
+
+
+@pytest.fixture(params=[pytest.param("s3", marks=pytest.mark.s3), "gs", "az"])
+def store(request: pytest.FixtureRequest) -> Shim:
+    """An empty bucket of each kind of store: `s3`, `gs` or `az`."""
+    shim: Shim = request.getfixturevalue(request.param)
+    return shim

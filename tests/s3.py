@@ -1,4 +1,4 @@
-"""An S3 server on this machine (moto), behind a shim that fails as stores and networks do."""
+"""A shim before an object store on this machine that fails as stores and networks do; and an S3 server (moto)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ Fault = Callable[[Any, dict[str, Any], Callable[..., Any]], Any]
 
 
 class Shim:
-    """A WSGI application before another. Requests of `method` (or "any") meet `faults`, one each, then `always`."""
+    """A WSGI application before another. Requests of `method` (or "any") meet `faults`, one each, then `always`.
 
-    def __init__(self, app: Any) -> None:
-        self.app = app
+    `scheme` is that of the store's URIs; `put` and `head` are the methods by which it stores and describes an object.
+    """
+
+    def __init__(self, app: Any, scheme: str = "s3", put: str = "PUT", head: str = "HEAD") -> None:
+        self.app, self.scheme, self.put, self.head = app, scheme, put, head
+        self.root = f"{scheme}://{BUCKET}"
         self.method = "PUT"
         self.faults: list[Fault] = []
         self.always: Fault | None = None
@@ -52,7 +56,8 @@ def answer(status: str, code: str) -> Fault:
     def fault(app: Any, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
         environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
         body = f"<Error><Code>{code}</Code><Message>{code}</Message></Error>".encode()
-        start_response(status, [("Content-Type", "application/xml"), ("Content-Length", str(len(body)))])
+        headers = [("Content-Type", "application/xml"), ("x-ms-error-code", code)] if code else []
+        start_response(status, [*headers, ("Content-Length", str(len(body)))])
         return [body]
 
     return fault
@@ -88,12 +93,28 @@ def cut(app: Any, environ: dict[str, Any], start_response: Callable[..., Any]) -
     _hang_up(environ)
 
 
+def ignore_range(app: Any, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+    """The store answers with the whole object to whom asks for a part."""
+    del environ["HTTP_X_MS_RANGE" if "HTTP_X_MS_RANGE" in environ else "HTTP_RANGE"]
+    return app(environ, start_response)
+
+
+def garble(app: Any, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
+    """The word "data" in the body of the request changes on its way."""
+    body = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"])).replace(b"data", b"dada")
+    return app(environ | {"wsgi.input": io.BytesIO(body)}, start_response)
+
+
 def keep_half(app: Any, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:
     """The store keeps half of what it is given and says that all is well."""
     body = environ["wsgi.input"].read(int(environ["CONTENT_LENGTH"]))
     half = body[: len(body) // 2]
     environ = {name: value for name, value in environ.items() if name != "HTTP_CONTENT_MD5"}
-    return app(environ | {"wsgi.input": io.BytesIO(half), "CONTENT_LENGTH": str(len(half))}, start_response)
+
+    def start(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
+        return start_response(status, [pair for pair in headers if pair[0] != "Content-MD5"], *more)
+
+    return app(environ | {"wsgi.input": io.BytesIO(half), "CONTENT_LENGTH": str(len(half))}, start)
 
 
 def _hang_up(environ: dict[str, Any]) -> list[bytes]:
@@ -102,17 +123,25 @@ def _hang_up(environ: dict[str, Any]) -> list[bytes]:
 
 
 @contextmanager
-def serving() -> Iterator[tuple[str, Shim]]:
-    """The server's address and its shim, with the bucket `BUCKET`; credentials are not checked."""
-    from moto.server import DomainDispatcherApplication, create_backend_app
+def serve(shim: Shim) -> Iterator[str]:
+    """The address at which the shim answers."""
     from werkzeug.serving import make_server
 
     logging.getLogger("werkzeug").setLevel(logging.CRITICAL)
-    shim = Shim(DomainDispatcherApplication(create_backend_app))
     server = make_server("127.0.0.1", 0, shim, threaded=True)
     server.log = lambda *_: None  # type: ignore[method-assign]
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.port}", shim
+        yield f"http://127.0.0.1:{server.port}"
     finally:
         server.shutdown()
+
+
+@contextmanager
+def serving() -> Iterator[tuple[str, Shim]]:
+    """The server's address and its shim, with the bucket `BUCKET`; credentials are not checked."""
+    from moto.server import DomainDispatcherApplication, create_backend_app
+
+    shim = Shim(DomainDispatcherApplication(create_backend_app))
+    with serve(shim) as address:
+        yield address, shim

@@ -1,8 +1,9 @@
 """Storage by URI: list, read, and put if absent, which is the only way that results are written.
 
-`path` and `file://path` (storage/local.py), and `s3://bucket/key` of S3, or of what speaks its protocol
-(storage/objects.py), get the same functions. `replace` exists for files that only inform (status.json): nothing that
-safety rests on is ever overwritten. Every function raises StorageError, with the place and the reason, when a store
+`path` and `file://path` (storage/local.py), and the object stores (storage/objects.py) `s3://bucket/key` of S3, or of
+what speaks its protocol, `gs://bucket/key` of Google Cloud Storage and `az://container/key` of Azure Blob Storage get
+the same functions. `replace` exists for files that only inform (status.json): nothing that safety rests on is ever
+overwritten. Every function raises StorageError, with the place and the reason, when a store
 does not do it; OutOfReachError when nothing is known of the file: it must not be taken for a fact about it.
 """
 
@@ -43,6 +44,8 @@ SETTINGS = (
     "AWS_ENDPOINT_URL_S3",
     "AWS_REGION",
     "AWS_DEFAULT_REGION",
+    "STORAGE_EMULATOR_HOST",
+    "AZURE_STORAGE_ACCOUNT",
     "FCN_RAY_PATIENCE_SECONDS",
 )
 """Environment variables that say where a store is, which every process of a job must share. Never credentials: those

@@ -1,4 +1,4 @@
-"""Object stores: the functions of storage over a few requests, which s3.py makes.
+"""Object stores: the functions of storage over a few requests, which s3.py, gcs.py and azure.py make.
 
 A folder is what the keys below it say it is. Every read of an open object is of the version that was there when it was
 opened. Writes are one conditional PUT: "already there" may also mean an earlier try of ours whose reply was lost, so
@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from fcn_ray.errors import ConfigError, StorageError
-from fcn_ray.storage import s3
+from fcn_ray.storage import azure, gcs, s3
 from fcn_ray.storage.requests import Found, Missing, Taken
 from fcn_ray.storage.uris import Entry, is_hidden, scheme_of, split
 
@@ -20,7 +20,7 @@ READ_AHEAD = 1 << 18
 """Bytes that a small read of an open object fetches."""
 
 
-STORES = {"s3": s3}
+STORES = {"s3": s3, "gs": gcs, "az": azure}
 """Scheme -> the module that makes its requests."""
 
 
@@ -67,8 +67,18 @@ def list_folders(uri: str) -> list[str]:
 
 
 def list_files(uri: str, on_skip: Callable[[str], None] | None = None) -> Iterator[Entry]:
-    """Every object below `uri`, in the order of its key's UTF-8 bytes, a page at a time in memory."""
+    """Every object below `uri`, in the order of its key's UTF-8 bytes, a page at a time in memory.
+
+    Raises StorageError when the store lists in another order: plans and audits walk several listings side by side.
+    """
+    before: str | None = None
     for path, found in _requests(uri).keys(uri):
+        if before is not None and path.encode() <= before.encode():
+            raise StorageError(
+                f"{uri}: this store lists {path!r} after {before!r}, not in the order of bytes, as stores with real "
+                "folders do (hierarchical namespaces, directory buckets): use a store with plain keys, or other names"
+            )
+        before = path
         if not is_hidden(path):
             yield _entry(path, found)
         elif on_skip:
@@ -118,9 +128,12 @@ class _Object(io.RawIOBase):
         if count <= 0:
             return 0
         try:
-            view[:count] = _requests(self._uri).get(self._uri, (self._at, count), self._found.etag)
+            data = _requests(self._uri).get(self._uri, (self._at, count), self._found.etag)
         except Taken as error:
             raise StorageError(f"{self._uri} changed while it was read") from error
+        if len(data) != count:
+            raise StorageError(f"{self._uri}: the store answers {len(data)} bytes where {count} were asked for")
+        view[:count] = data
         self._at += count
         return count
 
@@ -152,6 +165,7 @@ def remove_folder(uri: str) -> None:
     requests = _requests(uri)
     try:
         for path, _ in requests.keys(uri):
-            requests.delete(f"{uri.rstrip('/')}/{path}")
+            if path and not path.endswith("/"):  # else the marker of a folder, whose URI would be that of an object
+                requests.delete(f"{uri.rstrip('/')}/{path}")
     except StorageError:
         return

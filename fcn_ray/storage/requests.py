@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from time import monotonic, sleep
@@ -59,3 +60,9 @@ def patiently(uri: str, request: Callable[[], T]) -> T:
                 ) from error
             sleep(min(random.uniform(0, bound), left))
             bound = min(2 * bound, LONGEST_PAUSE)
+
+
+def first_line(said: object) -> str:
+    """The first line of an error or an answer, without the queries of URLs: they may carry signatures."""
+    lines = [line.strip() for line in str(said).splitlines() if line.strip()]
+    return re.sub(r"\?\S+", "?...", lines[0][:500]) if lines else type(said).__name__

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from fcn_ray.errors import RefusedError, StorageError, UnavailableError
 from fcn_ray.storage.requests import Found, Missing, Passing, Taken, patiently
-from fcn_ray.storage.uris import split
+from fcn_ray.storage.uris import split, split_folder
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ def head(uri: str) -> Found:
 
 def keys(uri: str) -> Iterator[tuple[str, Found]]:
     """Path below the folder, and what there is, of every object below it, sorted by the key's UTF-8 bytes."""
-    bucket, prefix = _folder(uri)
+    bucket, prefix = split_folder(uri)
     for page in _pages(uri, Bucket=bucket, Prefix=prefix):
         for found in page.get("Contents", ()):
             yield found["Key"][len(prefix) :], Found(found["Size"], found["ETag"], _modified(found))
@@ -62,7 +62,7 @@ def keys(uri: str) -> Iterator[tuple[str, Found]]:
 
 def folders(uri: str) -> Iterator[str]:
     """Names of the folders directly below."""
-    bucket, prefix = _folder(uri)
+    bucket, prefix = split_folder(uri)
     for page in _pages(uri, Bucket=bucket, Prefix=prefix, Delimiter="/"):
         for found in page.get("CommonPrefixes", ()):
             yield found["Prefix"][len(prefix) : -1]

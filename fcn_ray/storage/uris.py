@@ -9,7 +9,7 @@ from pathlib import Path
 from fcn_ray.errors import ConfigError
 
 _SCHEME = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]*)://")
-OBJECT_SCHEMES = ("s3",)
+OBJECT_SCHEMES = ("s3", "gs", "az")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,11 +24,13 @@ class Entry:
 
 
 def scheme_of(uri: str) -> str:
-    """`file` or `s3`. Raises ConfigError for any other, and for URIs that carry credentials or a query."""
+    """`file`, `s3`, `gs` or `az`. Raises ConfigError for any other, and for URIs that carry credentials."""
     match = _SCHEME.match(uri)
     scheme = match[1].lower() if match else "file"
     if scheme not in ("file", *OBJECT_SCHEMES):
-        raise ConfigError(f"{scheme}:// is not a place that can be read or written: use a path, file:// or s3://")
+        raise ConfigError(
+            f"{scheme}:// is not a place that can be read or written: use a path, file://, s3://, gs:// or az://"
+        )
     if scheme != "file":
         bucket = uri[len(match[0]) :].partition("/")[0] if match else ""
         if not bucket:
@@ -44,6 +46,12 @@ def split(uri: str) -> tuple[str, str]:
     """(bucket, key) of an object's URI; the key of a bucket as a whole is ""."""
     bucket, _, key = uri[len(scheme_of(uri)) + 3 :].partition("/")
     return bucket, key.rstrip("/")
+
+
+def split_folder(uri: str) -> tuple[str, str]:
+    """(bucket, what the keys of all that lies below it begin with) of an object's URI, taken as a folder."""
+    bucket, key = split(uri)
+    return bucket, f"{key}/" if key else ""
 
 
 def local_path(uri: str) -> Path:

@@ -4,20 +4,23 @@ import pytest
 
 from fcn_ray import storage
 from fcn_ray.errors import ConfigError
-from fcn_ray.storage.uris import is_hidden, scheme_of, split
+from fcn_ray.storage.uris import is_hidden, scheme_of, split, split_folder
 
 REFUSED = {
-    "http://example.com/a.jpg": "use a path, file:// or s3://",
+    "http://example.com/a.jpg": "use a path, file://, s3://, gs:// or az://",
     "https://example.com/a.jpg": "use a path",
     "ftp://example.com/a.jpg": "use a path",
     "hdfs://name/a": "use a path",
     "x://169.254.169.254/latest/meta-data": "use a path",
     "s3://": "names no bucket",
     "s3:///key": "names no bucket",
-    "gs://bucket/a": "use a path",
+    "gcs://bucket/a": "use a path",
+    "abfs://container/a": "use a path",
+    "az://": "names no bucket",
     "s3://key:secret@bucket/a": "credentials do not belong into a URI",
     "s3://user@bucket/a": "credentials do not belong into a URI",
     "s3://bucket:9000/a": "credentials do not belong into a URI",
+    "az://container@account.blob.core.windows.net/a": "credentials do not belong into a URI",
 }
 
 
@@ -36,7 +39,15 @@ def test_a_signed_uri_is_refused_without_its_signature() -> None:
 
 
 @pytest.mark.parametrize(
-    ("uri", "scheme"), [("a/b", "file"), ("FILE:///a", "file"), ("S3://b/k", "s3"), ("C:/a", "file")]
+    ("uri", "scheme"),
+    [
+        ("a/b", "file"),
+        ("FILE:///a", "file"),
+        ("S3://b/k", "s3"),
+        ("gs://b/k", "gs"),
+        ("az://b/k", "az"),
+        ("C:/a", "file"),
+    ],
 )
 def test_schemes(uri: str, scheme: str) -> None:
     assert scheme_of(uri) == scheme
@@ -48,6 +59,9 @@ def test_bucket_and_key() -> None:
     assert split("s3://bucket") == split("s3://bucket/") == ("bucket", "")
     assert storage.join("s3://bucket/", "a", "b") == "s3://bucket/a/b"
     assert storage.absolute("S3://bucket/a/") == "s3://bucket/a"
+    assert storage.absolute("GS://bucket/a//b/") == "gs://bucket/a//b"
+    assert split_folder("az://bucket/a/") == split_folder("az://bucket/a") == ("bucket", "a/")
+    assert split_folder("az://bucket/") == ("bucket", "")
 
 
 @pytest.mark.parametrize("path", ["", "a/", ".a", "a/.b", ".a/b", "_a/b", "a/_b/c"])
