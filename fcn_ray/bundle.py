@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 MANIFEST, WEIGHTS, CARD = "model.json", "model.safetensors", "README.md"
 MAX_MANIFEST_BYTES = 10_000_000
 """A larger model.json is refused before it is parsed."""
+MAX_WEIGHTS_BYTES = 16_000_000_000
+"""Weights are read whole; VGG16 of four times the width has 8 GB."""
 
 Byte = Annotated[int, Field(ge=0, le=255)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -61,7 +63,7 @@ class StoredWeights(Section):
     """What model.safetensors must be."""
 
     sha256: Digest
-    bytes: int = Field(ge=0)
+    bytes: int = Field(ge=0, le=MAX_WEIGHTS_BYTES)
 
 
 class Manifest(Section):
@@ -116,6 +118,10 @@ class Bundle:
 
         uri = storage.join(self.folder, WEIGHTS)
         data = storage.read_bytes(uri)
+        if 4 * self.spec.fc_channels**2 > len(data):  # fc7: a few bytes must not ask for the memory of a large network
+            raise BundleError(
+                f"{uri} has {len(data)} bytes, too few for fc_channels {self.spec.fc_channels}; get the bundle again"
+            )
         if (found := storage.digest(data)) != self.weights_sha256:
             raise BundleError(
                 f"{uri} changed after the bundle was loaded: sha256 {found}, not {self.weights_sha256}; "

@@ -26,7 +26,7 @@ from fcn_ray.tables.manifest import finish
 from fcn_ray.tables.plan import extend_plan, pending_chunks, preview_plan
 from fcn_ray.tables.planfile import ChunkRef
 from fcn_ray.tables.runs import Run, check_output, fingerprint, open_run, run_uri, write_status
-from fcn_ray.tables.schema import OK
+from fcn_ray.tables.schema import OK, trim_error
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +50,8 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, verbose: bool = Fal
         "tile_pixels": config.predict.tile_pixels,  # of a network without tiles, larger images have no mask
         "columns": asdict(columns),  # other images, ids or carried columns are other rows
     }
+    if config.allow_paths:  # so are paths that are read; runs from before there was this setting stay what they are
+        identity["allow_paths"] = _allowed(config)
     if dry_run:
         return _preview(config, columns, fingerprint(identity, bundle.labels))
     about = {"fcn_ray": __version__, "ray": ray.__version__, "config": config.model_dump(mode="json")}
@@ -69,7 +71,7 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, verbose: bool = Fal
     except BaseException as error:
         stopped = isinstance(error, KeyboardInterrupt)
         code = getattr(error, "exit_code", None if stopped else 1)
-        status.write("stopped" if stopped else "failed", error=str(error)[:500], exit_code=code)
+        status.write("stopped" if stopped else "failed", error=trim_error(str(error)), exit_code=code)
         raise
     bad = manifest.bad_rows
     too_bad = bad > config.max_bad_fraction * log.rows or log.listing.n_quarantined > 0
@@ -109,6 +111,11 @@ def _preview(config: SegmentConfig, columns: Columns, run_id: str) -> SegmentRep
     )
 
 
+def _allowed(config: SegmentConfig) -> tuple[str, ...]:
+    """The prefixes of `allow_paths`, spelled so that every worker takes them for the same places."""
+    return tuple(sorted(storage.absolute(prefix) for prefix in config.allow_paths))
+
+
 def _connect(config: SegmentConfig, verbose: bool) -> None:
     """Ray, with room for the actors and for one decoding task at least."""
     predict = config.predict
@@ -146,7 +153,7 @@ def _receipts(
     }
     dataset = build_pipeline(
         pending,
-        ReadChunks(run.uri, run.input, columns),
+        ReadChunks(run.uri, run.input, columns, _allowed(config)),
         DecodeImages(config.max_pixels),
         Actors(Predictor, arguments, _count_actors(predict), predict),
         CommitChunks(run, bundle.labels, bundle.digest),

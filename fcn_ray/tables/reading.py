@@ -20,6 +20,8 @@ from fcn_ray.errors import FcnRayError, OutOfReachError, SchemaError, Unavailabl
 from fcn_ray.tables import schema
 from fcn_ray.tables.columns import Columns, carried_columns, find_image_column, is_text, plain_type, read_table_schema
 from fcn_ray.tables.cursor import read_slice
+from fcn_ray.tables.pickles import check_environment
+from fcn_ray.tables.places import Places
 from fcn_ray.tables.sources import Piece, locate_sources
 
 MAX_FILE_BYTES = 1_000_000_000
@@ -31,13 +33,17 @@ _Problem = tuple[str, str]
 """Status code and reason why an image could not be had."""
 
 
-def read_rows(input_uri: str, pieces: Sequence[Piece], columns: Columns) -> pa.Table:
-    """The rows of a chunk's pieces, in order: exactly as many as the pieces say, whatever is bad."""
-    locate = locate_sources(input_uri)
+def read_rows(input_uri: str, pieces: Sequence[Piece], columns: Columns, allowed: tuple[str, ...] = ()) -> pa.Table:
+    """The rows of a chunk's pieces, in order: exactly as many as the pieces say, whatever is bad.
+
+    Paths and links lead below the input, or below an `allowed` prefix, or their rows are `unreadable`.
+    """
+    check_environment()
+    locate, places = locate_sources(input_uri), Places.around(input_uri, allowed)
     tables = [
-        read_parquet_rows(locate(piece.path), piece, columns)
+        read_parquet_rows(locate(piece.path), piece, columns, places)
         if piece.kind == "parquet"
-        else read_image_file(locate(piece.path), piece)
+        else read_image_file(locate(piece.path), piece, places)
         for piece in pieces
     ]
     return pa.concat_tables(tables, promote_options="default").combine_chunks()
@@ -55,10 +61,10 @@ def label_chunk(table: pa.Table, chunk_id: str, plan: int) -> pa.Table:
     return pa.table(labels | {name: table[name] for name in table.column_names})
 
 
-def read_image_file(uri: str, piece: Piece) -> pa.Table:
+def read_image_file(uri: str, piece: Piece, places: Places) -> pa.Table:
     """The one row of an image file; `changed` when it is no longer the version that was planned."""
     try:
-        entry, data = storage.fetch(uri, MAX_FILE_BYTES)
+        entry, data = storage.fetch(places.check_file(uri), MAX_FILE_BYTES)
         problem = _changed(entry, piece) or (None if data is not None else _too_big(entry))
     except OutOfReachError:
         raise
@@ -68,13 +74,14 @@ def read_image_file(uri: str, piece: Piece) -> pa.Table:
     return _table([piece.path], piece.path, [0], image, [problem])
 
 
-def read_parquet_rows(uri: str, piece: Piece, columns: Columns) -> pa.Table:
+def read_parquet_rows(uri: str, piece: Piece, columns: Columns, places: Places) -> pa.Table:
     """Rows `first_row` to `first_row + n_rows` of a table, from the row groups that hold them.
 
     A row group that cannot be read gives `unreadable` rows; the other rows are as they should be.
     """
     try:
-        table = _TablePart.find(uri, piece, columns).read()
+        places.check_file(uri)
+        table = _TablePart.find(uri, piece, columns, places).read()
     except OutOfReachError:
         raise
     except (FcnRayError, pa.ArrowException, OSError, ValueError) as error:
@@ -94,15 +101,16 @@ class _TablePart:
     image: str
     id: str | None
     carried: dict[str, pa.Field]
+    places: Places
 
     @classmethod
-    def find(cls, uri: str, piece: Piece, columns: Columns) -> _TablePart:
+    def find(cls, uri: str, piece: Piece, columns: Columns, places: Places) -> _TablePart:
         with storage.open_file(uri) as file:
             metadata = pq.read_metadata(file)
         arrow = read_table_schema(metadata)  # refuses what is not safe, before a row is read
         groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         image, carried = find_image_column(arrow, columns.image), carried_columns(arrow, columns)
-        return cls(uri, piece, groups, image, columns.id, carried)
+        return cls(uri, piece, groups, image, columns.id, carried, places)
 
     def read(self) -> pa.Table:
         tables = []
@@ -138,14 +146,14 @@ class _TablePart:
         if self.id is not None:
             named = _text(_plain(table[self.id]).cast(pa.string())).to_pylist()
             ids = [default if name is None else name for name, default in zip(named, ids, strict=True)]
-        image, problems = _read_cells(_plain(table[self.image]), self.uri.rpartition("/")[0] or ".")
+        image, problems = _read_cells(_plain(table[self.image]), self.uri.rpartition("/")[0] or ".", self.places)
         result = _table(ids, self.piece.path, rows, image, problems)
         for name, field in self.carried.items():
             result = result.append_column(field, _text(_plain(table[name])))
         return result
 
 
-def _read_cells(column: pa.ChunkedArray, folder: str) -> tuple[pa.ChunkedArray, list[_Problem | None]]:
+def _read_cells(column: pa.ChunkedArray, folder: str, places: Places) -> tuple[pa.ChunkedArray, list[_Problem | None]]:
     """Encoded images of a column of bytes, image structs or paths; paths are read, relative ones from `folder`."""
     problems: list[_Problem | None] = [None] * len(column)
     if schema.is_binary(column.type):
@@ -160,14 +168,13 @@ def _read_cells(column: pa.ChunkedArray, folder: str) -> tuple[pa.ChunkedArray, 
     found = images.to_pylist()
     for index, path in enumerate(paths.to_pylist()):
         if found[index] is None and path:
-            uri = path if "://" in path or path.startswith("/") else storage.join(folder, path)
-            found[index], problems[index] = _read_image(uri)
+            found[index], problems[index] = _read_image(path, folder, places)
     return pa.chunked_array([pa.array(found, pa.large_binary())]), problems
 
 
-def _read_image(uri: str) -> tuple[bytes | None, _Problem | None]:
+def _read_image(path: str, folder: str, places: Places) -> tuple[bytes | None, _Problem | None]:
     try:
-        entry, data = storage.fetch(uri, MAX_FILE_BYTES)
+        entry, data = storage.fetch(places.resolve(path, folder), MAX_FILE_BYTES)
     except UnavailableError:  # else a row: the place is what the table says
         raise
     except FcnRayError as error:

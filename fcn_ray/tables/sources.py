@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from fcn_ray import storage
 from fcn_ray.errors import ConfigError, SchemaError, StorageError
 from fcn_ray.tables.columns import Columns, check_columns, read_table_schema
+from fcn_ray.tables.schema import trim_error
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 TABLE_SUFFIX = ".parquet"
@@ -76,7 +77,7 @@ class Listing:
         """Note a table that cannot be used."""
         self.n_quarantined += 1
         if len(self.quarantined) < MAX_NAMED:
-            self.quarantined.append(Quarantined(path, str(error), isinstance(error, SchemaError)))
+            self.quarantined.append(Quarantined(path, trim_error(str(error)), isinstance(error, SchemaError)))
 
 
 def list_inputs(uri: str, listing: Listing | None = None) -> Iterator[Source]:

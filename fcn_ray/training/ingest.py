@@ -24,6 +24,7 @@ from fcn_ray.errors import DataError, SchemaError
 from fcn_ray.images.augmentation import augment, sample_rng
 from fcn_ray.images.codec import ImageError, decode_image, decode_label
 from fcn_ray.labels import LabelSet
+from fcn_ray.tables.pickles import check_footer, open_parquet
 from fcn_ray.training.feeding import Feeder
 from fcn_ray.training.order import Piece, Read
 
@@ -64,7 +65,7 @@ def open_collection(uri: str, columns: Columns) -> Collection:
                 footer = pq.read_metadata(file)
         except (OSError, pa.ArrowException) as error:
             raise DataError(f"{path} is not a readable Parquet file: {error}") from error
-        schema = footer.schema.to_arrow_schema()
+        schema = _safe_schema(footer, path)
         for column in (columns.image, columns.mask):
             if column not in schema.names:
                 raise SchemaError(
@@ -80,6 +81,14 @@ def open_collection(uri: str, columns: Columns) -> Collection:
     if not n_rows:
         raise DataError(f"{uri} holds no rows")
     return Collection(tuple(pieces), n_rows, labels)
+
+
+def _safe_schema(footer: pq.FileMetaData, path: str) -> pa.Schema:
+    try:
+        check_footer(footer)
+    except SchemaError as error:
+        raise SchemaError(f"{path}: {error}") from error
+    return footer.schema.to_arrow_schema()
 
 
 def _tables_below(folder: str) -> list[tuple[str, str]]:
@@ -105,7 +114,7 @@ def read_rows(read: Read, columns: Columns) -> pa.Table:
     tables = []
     for piece in read.pieces:
         with storage.open_file(piece.path) as file:
-            table = pq.ParquetFile(file).read_row_group(piece.row_group, columns=[columns.image, columns.mask])
+            table = open_parquet(file).read_row_group(piece.row_group, columns=[columns.image, columns.mask])
         keys = [f"{piece.key}#{piece.first_row + row}" for row in range(piece.n_rows)]
         image, label = (encoded(table[name], piece, name) for name in (columns.image, columns.mask))
         tables.append(pa.table({IMAGE: image, LABEL: label, KEY: keys}))
