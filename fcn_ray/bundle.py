@@ -113,9 +113,6 @@ class Bundle:
 
     def build(self, precision: Precision = "float32") -> keras.Model:
         """The network with its weights. Raises BundleError when they do not fit the spec or are not finite."""
-        from fcn_ray.models.fcn import build_fcn
-        from fcn_ray.models.serialisation import assign_weights
-
         uri = storage.join(self.folder, WEIGHTS)
         data = storage.read_bytes(uri)
         if 4 * self.spec.fc_channels**2 > len(data):  # fc7: a few bytes must not ask for the memory of a large network
@@ -127,6 +124,9 @@ class Bundle:
                 f"{uri} changed after the bundle was loaded: sha256 {found}, not {self.weights_sha256}; "
                 "put it back, or run the command again"
             )
+        from fcn_ray.models.fcn import build_fcn
+        from fcn_ray.models.serialisation import assign_weights
+
         model = build_fcn(self.spec, precision=precision, seed=None)
         assign_weights(model, data, uri)
         return model
