@@ -1,8 +1,8 @@
 """Pickles in Parquet files: Ray has column types that hold Python objects, and to load one runs what its author chose.
 
-They are found in the text of the schema, before pyarrow makes a type of it: Ray registers its types with pyarrow, which
-then gives them what the file says. Ray itself loads pickles only where its environment tells it to, and we do not run
-there at all (reliability.md S3, S4).
+Ray's tensors may have a pickle for a shape, which Ray loads as soon as pyarrow opens the file, but only where its
+environment says so: there we open no file. Columns of objects are pickles that are loaded cell by cell, wherever Ray
+is: such a file is left out (reliability.md S3, S4).
 """
 
 from __future__ import annotations
@@ -19,9 +19,6 @@ from fcn_ray.errors import ConfigError, SchemaError
 _PICKLED = (b"ray.data.arrow_pickled_object", b"arrow.py_extension_type")
 """Ray's type of Python objects, and the one that pyarrow had before version 21."""
 
-_RAY_TYPE = b"ray.data.arrow_"
-"""Tensors have types of Ray's too, whose shapes old versions stored as pickles."""
-
 _ALLOWING = re.compile(r"RAY_DATA_(AUTOLOAD\w*|\w*PICKLE\w*)")
 _OFF = {"", "0", "false", "no", "off"}
 
@@ -37,7 +34,7 @@ def check_environment() -> None:
 
 
 def check_footer(metadata: pq.FileMetaData) -> None:
-    """Raise SchemaError when a column of the Parquet file holds pickles, however deep; ConfigError: see above."""
+    """Raise SchemaError when a column of the Parquet file holds pickles, however deep."""
     stored = (metadata.metadata or {}).get(b"ARROW:schema", b"")
     try:
         text = base64.b64decode(stored, validate=True)
@@ -45,13 +42,16 @@ def check_footer(metadata: pq.FileMetaData) -> None:
         raise SchemaError("its Arrow schema (ARROW:schema) is damaged; write the table again") from None
     if any(name in text for name in _PICKLED):
         raise SchemaError("it has columns of pickled Python objects (Ray), which are never opened; store plain types")
-    if _RAY_TYPE in text:
-        check_environment()
+
+
+def read_footer(file: BinaryIO) -> pq.FileMetaData:
+    """Footer of a Parquet file, once it is safe. Raises as the checks above do, and what pyarrow raises."""
+    check_environment()
+    metadata = pq.read_metadata(file)
+    check_footer(metadata)
+    return metadata
 
 
 def open_parquet(file: BinaryIO, **options: Any) -> pq.ParquetFile:
-    """pyarrow's ParquetFile, once its footer is safe; `options` are its own. Raises as `check_footer` does."""
-    metadata = pq.read_metadata(file)
-    check_footer(metadata)
-    file.seek(0)
-    return pq.ParquetFile(file, metadata=metadata, **options)
+    """pyarrow's ParquetFile, once it is safe; `options` are its own. Raises as `read_footer` does."""
+    return pq.ParquetFile(file, metadata=read_footer(file), **options)

@@ -13,14 +13,13 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from fcn_ray import storage
 from fcn_ray.errors import FcnRayError, OutOfReachError, SchemaError, UnavailableError
 from fcn_ray.tables import schema
 from fcn_ray.tables.columns import Columns, carried_columns, find_image_column, is_text, plain_type, read_table_schema
 from fcn_ray.tables.cursor import read_slice
-from fcn_ray.tables.pickles import check_environment
+from fcn_ray.tables.pickles import check_environment, read_footer
 from fcn_ray.tables.places import Places
 from fcn_ray.tables.sources import Piece, locate_sources
 
@@ -106,7 +105,7 @@ class _TablePart:
     @classmethod
     def find(cls, uri: str, piece: Piece, columns: Columns, places: Places) -> _TablePart:
         with storage.open_file(uri) as file:
-            metadata = pq.read_metadata(file)
+            metadata = read_footer(file)
         arrow = read_table_schema(metadata)  # refuses what is not safe, before a row is read
         groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         image, carried = find_image_column(arrow, columns.image), carried_columns(arrow, columns)

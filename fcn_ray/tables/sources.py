@@ -10,11 +10,11 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fcn_ray import storage
 from fcn_ray.errors import ConfigError, SchemaError, StorageError
 from fcn_ray.tables.columns import Columns, check_columns, read_table_schema
+from fcn_ray.tables.pickles import read_footer
 from fcn_ray.tables.schema import trim_error
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -123,7 +123,7 @@ def read_row_groups(uri: str, source: Source, columns: Columns) -> list[int]:
     """
     try:
         with storage.open_file(uri) as file:
-            metadata = pq.read_metadata(file)
+            metadata = read_footer(file)
         check_columns(read_table_schema(metadata), columns)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise StorageError(f"not a readable Parquet file of {source.size} bytes: {error}") from error

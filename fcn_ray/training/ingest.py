@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -24,7 +23,7 @@ from fcn_ray.errors import DataError, SchemaError
 from fcn_ray.images.augmentation import augment, sample_rng
 from fcn_ray.images.codec import ImageError, decode_image, decode_label
 from fcn_ray.labels import LabelSet
-from fcn_ray.tables.pickles import check_footer, open_parquet
+from fcn_ray.tables.pickles import open_parquet, read_footer
 from fcn_ray.training.feeding import Feeder
 from fcn_ray.training.order import Piece, Read
 
@@ -62,10 +61,12 @@ def open_collection(uri: str, columns: Columns) -> Collection:
     for path, key in files:
         try:
             with storage.open_file(path) as file:
-                footer = pq.read_metadata(file)
-        except (OSError, pa.ArrowException) as error:
+                footer = read_footer(file)
+        except SchemaError as error:
+            raise SchemaError(f"{path}: {error}") from error
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise DataError(f"{path} is not a readable Parquet file: {error}") from error
-        schema = _safe_schema(footer, path)
+        schema = footer.schema.to_arrow_schema()
         for column in (columns.image, columns.mask):
             if column not in schema.names:
                 raise SchemaError(
@@ -81,14 +82,6 @@ def open_collection(uri: str, columns: Columns) -> Collection:
     if not n_rows:
         raise DataError(f"{uri} holds no rows")
     return Collection(tuple(pieces), n_rows, labels)
-
-
-def _safe_schema(footer: pq.FileMetaData, path: str) -> pa.Schema:
-    try:
-        check_footer(footer)
-    except SchemaError as error:
-        raise SchemaError(f"{path}: {error}") from error
-    return footer.schema.to_arrow_schema()
 
 
 def _tables_below(folder: str) -> list[tuple[str, str]]:
