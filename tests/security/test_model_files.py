@@ -25,6 +25,7 @@ import safetensors.numpy
 from fcn_ray.bundle import load_bundle
 from fcn_ray.errors import BundleError, ConfigError, FcnRayError
 from fcn_ray.models import weight_readers
+from tests.security.bundles import write_bundle
 from tests.security.canary import Canary, pickled
 
 ROOT = Path(__file__).parents[2]
@@ -215,26 +216,6 @@ def test_what_weights_may_unpack_to_follows_their_size(tmp_path: Path, monkeypat
 # ----------------------------------------------------------------------------------------------------------- bundles
 
 
-def _manifest(data: bytes, /, **changes: Any) -> dict[str, Any]:
-    """A model.json that vouches for whatever weights lie beside it, as its author may."""
-    return {
-        "format": "fcn_ray.bundle/1",
-        "spec": {"width": 0.05, "fc_channels": 2, "num_classes": 2},
-        "labels": {"names": ["a", "b"], "palette": [[0, 0, 0], [1, 1, 1]], "ignore_id": 255},
-        "preprocessing": {},
-        "weights": {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)},
-        "versions": {},
-        "metadata": {},
-    } | changes
-
-
-def _bundle(folder: Path, data: bytes, /, **changes: Any) -> str:
-    folder.mkdir(exist_ok=True)
-    (folder / "model.safetensors").write_bytes(data)
-    (folder / "model.json").write_text(json.dumps(_manifest(data, **changes)))
-    return str(folder)
-
-
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -251,7 +232,7 @@ def _bundle(folder: Path, data: bytes, /, **changes: Any) -> str:
 )
 def test_a_manifest_names_no_code_and_no_giant(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(BundleError, match=message):
-        load_bundle(_bundle(tmp_path / "b", b"x", **changes))
+        load_bundle(write_bundle(tmp_path / "b", b"x", **changes))
 
 
 @pytest.mark.parametrize(
@@ -275,13 +256,13 @@ def test_deep_metadata_is_refused_or_read_but_never_a_crash(tmp_path: Path) -> N
     deep: list[Any] = []
     for _ in range(900):
         deep = [deep]
-    folder = _bundle(tmp_path / "b", b"x", metadata={"deep": deep})
+    folder = write_bundle(tmp_path / "b", b"x", metadata={"deep": deep})
     with pytest.raises(BundleError):
         load_bundle(folder)
 
 
 @pytest.mark.parametrize("name", ["model.keras", "saved_model.pb", "pytorch_model.bin", "model.safetensors"])
-def test_another_programs_model_is_no_bundle(tmp_path: Path, name: str) -> None:
+def test_another_programs_model_is_nowrite_bundle(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(pickled(tmp_path / "canary"))
     with pytest.raises(BundleError, match="does not exist"):
         load_bundle(str(tmp_path))
@@ -289,7 +270,7 @@ def test_another_programs_model_is_no_bundle(tmp_path: Path, name: str) -> None:
 
 
 def test_links_in_a_bundle_count_for_what_they_lead_to(tmp_path: Path) -> None:
-    folder = Path(_bundle(tmp_path / "b", b"weights"))
+    folder = Path(write_bundle(tmp_path / "b", b"weights"))
     (tmp_path / "blob").write_bytes(b"weights")  # as model hubs lay out what they have downloaded
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors").symlink_to(tmp_path / "blob")
@@ -318,7 +299,7 @@ def test_weights_that_a_bundle_vouches_for_are_still_no_code(
     files = [name for name in malicious if (place / name).is_file() and (place / name).stat().st_size < 100_000]
     assert len(files) >= 12
     for name in files:
-        bundle = load_bundle(_bundle(tmp_path / "b", (place / name).read_bytes()))
+        bundle = load_bundle(write_bundle(tmp_path / "b", (place / name).read_bytes()))
         with pytest.raises(FcnRayError, match=r"model.safetensors"):
             bundle.build()
     assert not (place / "canary").exists()
@@ -326,6 +307,6 @@ def test_weights_that_a_bundle_vouches_for_are_still_no_code(
 
 def test_a_few_bytes_do_not_build_a_large_network(tmp_path: Path) -> None:
     spec = {"width": 0.05, "fc_channels": 1_000_000, "num_classes": 2}
-    bundle = load_bundle(_bundle(tmp_path / "b", b"x" * 1000, spec=spec))
+    bundle = load_bundle(write_bundle(tmp_path / "b", b"x" * 1000, spec=spec))
     with pytest.raises(BundleError, match="1000 bytes, too few for fc_channels 1000000"):
         bundle.build()
