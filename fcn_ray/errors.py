@@ -33,9 +33,9 @@ EXIT_BAD_IMAGES = 3
 
 _SECRETS = (
     re.compile(r"(?<=://)[^\s/?#@'\"]+(?=@)"),  # user:password@
-    re.compile(r"(?i)\b(?:x-(?:amz|goog)-[a-z-]+|awsaccesskeyid|signature|sig)=([^\s&'\"<>]+)"),
-    re.compile(r"(?i)\b\w*(?:token|secret|password|passwd|api_?key|account_?key|access_?key)=([^\s&'\"<>;]+)"),
-    re.compile(r"(?i)\b(?:authorization|cookie|x-(?:amz|goog)-[a-z-]+)['\"]?: *['\"]?([^'\"\r\n]+)"),
+    re.compile(r"(?i)\b(?:x-(?:amz|goog)-[a-z-]{1,40}|awsaccesskeyid|signature|sig)=([^\s&'\"<>]+)"),
+    re.compile(r"(?i)\b\w{0,40}(?:token|secret|password|passwd|api_?key|account_?key|access_?key)=([^\s&'\"<>;]+)"),
+    re.compile(r"(?i)\b(?:authorization|cookie|x-(?:amz|goog)-[a-z-]{1,40})['\"]?: *['\"]?([^'\"\r\n]+)"),
     re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),
 )
 """Credentials in URIs, signatures and tokens in queries, headers that prove who asks; and the ids of AWS keys."""

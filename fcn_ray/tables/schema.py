@@ -135,7 +135,7 @@ def is_binary(kind: pa.DataType) -> bool:
 
 def trim_error(text: str) -> str:
     """`text` on one line of at most 500 characters, control characters escaped, secrets left out."""
-    escaped = printable(redact(text))
+    escaped = printable(redact(text[: 20 * MAX_ERROR_CHARACTERS]))
     return escaped if len(escaped) <= MAX_ERROR_CHARACTERS else escaped[: MAX_ERROR_CHARACTERS - 1] + "…"
 
 
