@@ -35,12 +35,13 @@ _SECRETS = (
     re.compile(r"(?<=://)[^\s/?#@'\"]+(?=@)"),  # user:password@
     re.compile(r"(?i)\b(?:x-(?:amz|goog)-[a-z-]{1,40}|awsaccesskeyid|signature|sig)=([^\s&'\"<>]+)"),
     re.compile(r"(?i)\b\w{0,40}(?:token|secret|password|passwd|api_?key|account_?key|access_?key)=([^\s&'\"<>;]+)"),
+    re.compile(r"(?i)--[\w-]{0,40}(?:token|secret|password|passwd|key)[ =]+(\S+)"),
     re.compile(r"(?i)\b(?:authorization|cookie|x-(?:amz|goog)-[a-z-]{1,40})['\"]?: *['\"]?([^'\"\r\n]+)"),
     re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),
 )
-"""Credentials in URIs, signatures and tokens in queries, headers that prove who asks; and the ids of AWS keys."""
+"""Credentials in URIs, signatures and tokens in queries, options of commands, headers that prove who asks, key ids."""
 
-_SECRET_NAMES = re.compile(r"SECRET|TOKEN|PASSWORD|ACCESS_?KEY|ACCOUNT_?KEY|API_?KEY|CONNECTION_STRING")
+_SECRET_NAMES = re.compile(r"SECRET|TOKEN|PASSWORD|_KEY(_ID)?$|APIKEY|CONNECTION_STRING|SAS$")
 _MIN_SECRET = 8
 """Characters: a shorter value of such an environment variable is a test's, and would be found in innocent words."""
 
