@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import ray
 
 from fcn_ray import storage
-from fcn_ray.errors import ConfigError, FcnRayError, ResourceError
+from fcn_ray.errors import ConfigError, FcnRayError, ResourceError, refuse_secrets
 from fcn_ray.tables.pickles import check_environment
 
 T = TypeVar("T")
@@ -65,6 +65,7 @@ def connect(address: str | None = None, *, cpus: float = 0, verbose: bool = Fals
 def _init(address: str | None, cpus: float, verbose: bool) -> None:
     environment = {name: os.environ.get(name, value) for name, value in WORKER_ENVIRONMENT.items()}
     environment |= {name: os.environ[name] for name in storage.SETTINGS if name in os.environ}
+    refuse_secrets(environment)  # Ray's dashboard shows them
     level = logging.INFO if verbose else logging.ERROR
     where = address or os.environ.get("RAY_ADDRESS")
     if where:

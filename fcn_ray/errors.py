@@ -82,7 +82,7 @@ class ConfigError(FcnRayError):
 
 
 def refuse_secrets(settings: Mapping[str, Any]) -> None:
-    """Raise ConfigError when a URI among the settings holds credentials: they are saved with every output."""
+    """Raise ConfigError when a URI among the settings holds credentials: they are saved, and shown to others."""
     for name, value in settings.items():
         for text in value if isinstance(value, tuple) else (value,):
             if isinstance(text, str) and "://" in text and (shown := redact_places(text)) != text:

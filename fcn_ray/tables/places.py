@@ -12,7 +12,7 @@ import posixpath
 from dataclasses import dataclass
 
 from fcn_ray import storage
-from fcn_ray.errors import FcnRayError, StorageError
+from fcn_ray.errors import FcnRayError, StorageError, redact_places
 from fcn_ray.storage.uris import scheme_of, split
 
 
@@ -36,8 +36,8 @@ class Places:
         """URI of the image that a table in `folder` calls `path`. Raises StorageError unless it may be read."""
         if "://" not in path:
             return self.check(path if path.startswith("/") else storage.join(folder, path), path)
-        if "?" in path:
-            raise StorageError(f"{path.partition('?')[0]}?... is not read: give the plain URI, without a query")
+        if (shown := redact_places(path)) != path:  # any other query is taken for a part of the key, which it may be
+            raise StorageError(f"{shown} is not read: give the plain URI, without credentials or a signature")
         return self.check(path, path)
 
     def check(self, uri: str, name: str) -> str:

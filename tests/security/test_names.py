@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from fcn_ray import storage
-from fcn_ray.config import ChunkConfig
+from fcn_ray.config import ChunkConfig, ModelSpec, Preprocessing
 from fcn_ray.errors import DataError, printable
 from fcn_ray.inference.report import SegmentReport
 from fcn_ray.labels import LabelSet
+from fcn_ray.models.card import write_card
 from fcn_ray.reports.console import log_plainly, plain_lines, print_lines
 from fcn_ray.reports.page import Picture, Table, render_page
 from fcn_ray.storage import s3 as requests
@@ -148,11 +149,11 @@ def test_the_command_line_shows_names_as_they_are_spelled(tmp_path: Path) -> Non
 
 @pytest.fixture
 def plain_logs() -> Iterator[None]:
-    logger, hook = logging.getLogger("fcn_ray"), sys.excepthook
+    logger = logging.getLogger("fcn_ray")
+    before = (list(logger.handlers), logger.propagate, sys.excepthook)
     log_plainly()
     yield
-    del logger.handlers[-1]
-    logger.propagate, sys.excepthook = True, hook
+    logger.handlers[:], logger.propagate, sys.excepthook = before
 
 
 @pytest.mark.usefixtures("plain_logs")
@@ -219,6 +220,44 @@ def test_a_page_has_the_same_tags_whatever_the_names() -> None:
         assert page.tags == harmless.tags
         assert all(text.strip("\n ").isprintable() or "color-scheme" in text for text in page.text)
         assert [name for name in names if printable(name) not in page.text and printable(name).strip() == name] == []
+
+
+def _card(names: list[str]) -> str:
+    about = {"data": {"uri": names[0], "digest": names[1]}, "command": names[2], "trained_with": {"a": names[3]}}
+    labels = LabelSet.from_names(names)
+    spec = ModelSpec(num_classes=len(names))
+    return write_card(spec, labels, Preprocessing(), {"class_iou": [0.5] * len(names), **about}, {"ray": "2"}, "0" * 64)
+
+
+def test_a_model_card_has_the_same_lines_and_no_tags() -> None:
+    harmless = _card([f"name {index}" for index in range(len(NAMES))]).splitlines()
+    for start in range(0, len(NAMES), 9):
+        lines = _card([*NAMES[start:], *NAMES[:start]]).splitlines()
+        assert len(lines) == len(harmless)
+        assert all(line.isprintable() for line in lines)
+        assert "<" not in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("key", "text"),
+    [
+        ("fcn_ray.labels", b"["),
+        ("fcn_ray.labels", b"[" * 100_000),
+        ("fcn_ray.labels", b"\xff\xfe"),
+        ("fcn_ray.labels", b"null"),
+        ("fcn_ray.labels", b"{}"),
+        ("fcn_ray.labels", b'{"names": [["a"], ["b"]], "palette": [[0, 0, 0], [1, 1, 1]], "ignore_id": 255}'),
+        ("fcn_ray.labels", b'{"names": ["a", "b"], "palette": [[0, 0], [1, 1, 1]], "ignore_id": 255}'),
+        ("fcn_ray.labels", b'{"names": ["a", "b"], "palette": [[0, 0, 1e400], [1, 1, 1]], "ignore_id": 255}'),
+        ("fcn_ray.labels", b'{"names": 5, "palette": [], "ignore_id": 255}'),
+        ("classes", b"{"),
+        ("classes", b"7"),
+    ],
+)
+def test_class_names_that_are_none_are_refused_with_a_message(key: str, text: bytes) -> None:
+    with pytest.raises(DataError) as caught:
+        LabelSet.from_metadata({key.encode(): text})
+    assert len(str(caught.value)) < 500
 
 
 # --------------------------------------------------------------------------------------------------------------- limits

@@ -16,8 +16,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 
-from fcn_ray import storage
+from fcn_ray import cluster, storage
 from fcn_ray.config import CheckConfig, SegmentConfig, TrainConfig
 from fcn_ray.config_text import load_config
 from fcn_ray.errors import ConfigError, FcnRayError, redact
@@ -126,6 +127,15 @@ def test_a_file_and_a_command_line_with_secrets_are_refused_unquoted(tmp_path: P
         assert "must hold no secrets" in run.stderr
         assert "hunter22" not in run.stdout + run.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_an_address_with_a_password_is_not_handed_to_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL_S3", "http://user:hunter22@store:9000")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", None)
+    with pytest.raises(ConfigError, match=r"AWS_ENDPOINT_URL_S3 = http://\*\*\*@store:9000: ") as caught:
+        cluster.connect()
+    assert "hunter22" not in str(caught.value)
 
 
 # -------------------------------------------------------------------------------------------------------------- stores

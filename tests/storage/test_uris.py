@@ -18,6 +18,8 @@ REFUSED = {
     "s3://key:secret@bucket/a": "credentials do not belong into a URI",
     "s3://user@bucket/a": "credentials do not belong into a URI",
     "s3://bucket:9000/a": "credentials do not belong into a URI",
+    "file://host/share/a": "names another machine",
+    "file://a": "names another machine",
 }
 
 
