@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 MANIFEST, WEIGHTS, CARD = "model.json", "model.safetensors", "README.md"
 MAX_MANIFEST_BYTES = 10_000_000
 """A larger model.json is refused before it is parsed."""
+MAX_WEIGHTS_BYTES = 16_000_000_000
+"""Weights are read whole; VGG16 of four times the width has 8 GB."""
 
 Byte = Annotated[int, Field(ge=0, le=255)]
 Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
@@ -61,7 +63,7 @@ class StoredWeights(Section):
     """What model.safetensors must be."""
 
     sha256: Digest
-    bytes: int = Field(ge=0)
+    bytes: int = Field(ge=0, le=MAX_WEIGHTS_BYTES)
 
 
 class Manifest(Section):
@@ -111,16 +113,20 @@ class Bundle:
 
     def build(self, precision: Precision = "float32") -> keras.Model:
         """The network with its weights. Raises BundleError when they do not fit the spec or are not finite."""
-        from fcn_ray.models.fcn import build_fcn
-        from fcn_ray.models.serialisation import assign_weights
-
         uri = storage.join(self.folder, WEIGHTS)
         data = storage.read_bytes(uri)
+        if 4 * self.spec.fc_channels**2 > len(data):  # fc7: a few bytes must not ask for the memory of a large network
+            raise BundleError(
+                f"{uri} has {len(data)} bytes, too few for fc_channels {self.spec.fc_channels}; get the bundle again"
+            )
         if (found := storage.digest(data)) != self.weights_sha256:
             raise BundleError(
                 f"{uri} changed after the bundle was loaded: sha256 {found}, not {self.weights_sha256}; "
                 "put it back, or run the command again"
             )
+        from fcn_ray.models.fcn import build_fcn
+        from fcn_ray.models.serialisation import assign_weights
+
         model = build_fcn(self.spec, precision=precision, seed=None)
         assign_weights(model, data, uri)
         return model

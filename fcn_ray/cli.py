@@ -25,6 +25,7 @@ from fcn_ray.errors import (
     IncompleteError,
     TerminatedError,
 )
+from fcn_ray.reports.console import log_plainly, plain_lines
 
 app = typer.Typer(
     name="fcn-ray",
@@ -50,6 +51,7 @@ def main() -> None:
     received: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, partial(_interrupt, received))
+    log_plainly()
     if not {"-v", "--verbose"} & set(sys.argv):
         _divert_native_stderr()
     try:
@@ -82,7 +84,7 @@ def _interrupt(received: list[int], number: int, _frame: FrameType | None) -> No
 
 
 def _fail(message: str, code: int) -> NoReturn:
-    print(message, file=sys.stderr)
+    print(*plain_lines(message), sep="\n    ", file=sys.stderr)  # only a message of ours begins at the margin
     sys.exit(code)
 
 
@@ -294,10 +296,11 @@ def evaluate(
     """Score masks against labels: IoU of every class and the four FCN metrics. Void is never counted."""
     from fcn_ray.evaluation import evaluate as run
     from fcn_ray.evaluation import format_table
+    from fcn_ray.reports.console import print_lines
 
     names = classes.split(",") if classes else None
     evaluation = run(masks, labels, mask_column=mask_column, classes=names)
-    print(format_table(evaluation))
+    print_lines(format_table(evaluation).splitlines())
     if json_file:
         json_file.write_text(json.dumps(evaluation.to_dict(), indent=1) + "\n", encoding="utf-8")
     return EXIT_COMPLETE

@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
 import ray
 
 from fcn_ray import storage
-from fcn_ray.errors import FcnRayError, ResourceError
+from fcn_ray.errors import ConfigError, FcnRayError, ResourceError, refuse_secrets
+from fcn_ray.tables.pickles import check_environment
 
 T = TypeVar("T")
 
@@ -28,12 +31,29 @@ WORKER_ENVIRONMENT: Mapping[str, str] = {
 """Set in every Ray process of a job, unless the job's own environment sets the same name."""
 
 
+FLOORS = {"ray": (2, 60), "keras": (3, 15), "pillow": (13, 0), "pyarrow": (24, 0), "tensorflow": (2, 21)}
+"""Oldest versions of what reads strangers' bytes: those of pyproject.toml, which an install may have gone below."""
+
+
+def check_versions() -> None:
+    """Raise ConfigError when an installed package is older than its floor."""
+    for name, floor in FLOORS.items():
+        with suppress(PackageNotFoundError):  # as tensorflow-cpu, for example: an import will tell what is missing
+            numbers = tuple(int(number) for number in re.findall(r"\d+", version(name))[:2])
+            if numbers < floor:
+                least = ".".join(map(str, floor))
+                raise ConfigError(f"{name} {version(name)} has known holes: install {least} or newer, on every node")
+
+
 def connect(address: str | None = None, *, cpus: float = 0, verbose: bool = False) -> None:
     """Join the cluster at `address` or RAY_ADDRESS; without either start Ray here, with at least `cpus` CPUs.
 
     A single machine may promise more CPUs than it has cores: reading and decoding share them with the model, and a job
     that asks for two workers on two cores must still be able to read. Does nothing when Ray is already connected.
+    Raises ConfigError where Ray would run code that comes with data, or a package has known holes.
     """
+    check_environment()
+    check_versions()
     silence(verbose)
     if ray.is_initialized():
         return
@@ -46,6 +66,7 @@ def connect(address: str | None = None, *, cpus: float = 0, verbose: bool = Fals
 def _init(address: str | None, cpus: float, verbose: bool) -> None:
     environment = {name: os.environ.get(name, value) for name, value in WORKER_ENVIRONMENT.items()}
     environment |= {name: os.environ[name] for name in storage.SETTINGS if name in os.environ}
+    refuse_secrets(environment)  # Ray's dashboard shows them
     level = logging.INFO if verbose else logging.ERROR
     where = address or os.environ.get("RAY_ADDRESS")
     if where:

@@ -12,6 +12,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from fcn_ray.errors import refuse_secrets
+
 STRIDE = 32
 """Pixels: the coarsest stride of an FCN backbone, and the grid that images are padded to (paper, section 4.1)."""
 Positive = Annotated[int, Field(ge=1)]
@@ -21,6 +23,11 @@ class Section(BaseModel):
     """Base of all settings: immutable, and unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+
+    @model_validator(mode="after")
+    def _check_secrets(self) -> Section:
+        refuse_secrets(dict(self))
+        return self
 
 
 # ----------------------------------------------------------------------------------------------------- the network
@@ -378,6 +385,8 @@ class SegmentConfig(Section):
     """Parquet column that names each image; by default the file and row do."""
     carry: Literal["plain", "none"] | tuple[str, ...] = "plain"
     """Input columns copied into the result rows: all but binary ones ("plain"), none, or those named."""
+    allow_paths: tuple[str, ...] = ()
+    """Prefixes beside the input's folder or bucket that a table's paths and links may lead to; others: another run."""
     max_pixels: Positive = 100_000_000
     """Larger images become `too_big` from their header, before they are decoded."""
     chunk: ChunkConfig = ChunkConfig()

@@ -17,6 +17,17 @@ from fcn_ray.errors import ConfigError
 MAX_CONFIG_BYTES = 1_000_000
 """Larger config files are refused before they are parsed."""
 
+MAX_DEPTH = 20
+"""Lists and mappings within one another; the parser's time grows with the square of it."""
+
+_OPENING = (
+    yaml.BlockMappingStartToken,
+    yaml.BlockSequenceStartToken,
+    yaml.FlowMappingStartToken,
+    yaml.FlowSequenceStartToken,
+)
+_CLOSING = (yaml.BlockEndToken, yaml.FlowMappingEndToken, yaml.FlowSequenceEndToken)
+
 Config = TypeVar("Config", bound=Section)
 
 
@@ -111,12 +122,21 @@ def _read_yaml(file: str) -> dict[str, Any]:
 
 def _parse_yaml(text: str, where: str) -> Any:
     try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(text)):
-            raise ConfigError(f"{where}: YAML aliases (*name) are not accepted; write the value out")
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+        _check_tokens(text, where)
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a number or a date that is none
         raise ConfigError(f"{where} is not valid YAML: {error}") from error
-    return value
+
+
+def _check_tokens(text: str, where: str) -> None:
+    """Raise ConfigError for what a few characters can fill the memory with, or keep the parser busy for ever."""
+    depth = 0
+    for token in yaml.scan(text):
+        depth += isinstance(token, _OPENING) - isinstance(token, _CLOSING)
+        if isinstance(token, yaml.AliasToken):
+            raise ConfigError(f"{where}: YAML aliases (*name) are not accepted; write the value out")
+        if depth > MAX_DEPTH:
+            raise ConfigError(f"{where} is nested more than {MAX_DEPTH} deep; settings are three deep at most")
 
 
 def _put(data: dict[str, Any], key: str, value: Any) -> None:

@@ -18,14 +18,53 @@ FcnRayError                 1  unexpected
 
 A message says what was found, where, what was expected, and what to do. Codes: DESIGN 7. A signal ends a command with
 128 + its number, but SIGTERM a training with 4. A bad image is never an exception: it is a row with a status
-(fcn_ray.tables.schema).
+(fcn_ray.tables.schema). Messages go into logs, rows and status files: what looks like a secret is left out of them.
 """
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
 EXIT_COMPLETE = 0
 EXIT_BAD_IMAGES = 3
 """Complete, or ended early: more bad images than the limits allow; or input files that could not be opened."""
+
+_SECRETS = (
+    re.compile(r"(?<=://)[^\s/?#@'\"]+(?=@)"),  # user:password@
+    re.compile(r"(?i)\b(?:x-(?:amz|goog)-[a-z-]{1,40}|awsaccesskeyid|signature|sig)=([^\s&'\"<>]+)"),
+    re.compile(r"(?i)\b\w{0,40}(?:token|secret|password|passwd|api_?key|account_?key|access_?key)=([^\s&'\"<>;]+)"),
+    re.compile(r"(?i)--[\w-]{0,40}(?:token|secret|password|passwd|key)[ =]+(\S+)"),
+    re.compile(r"(?i)\b(?:authorization|cookie|x-(?:amz|goog)-[a-z-]{1,40})['\"]?: *['\"]?([^'\"\r\n]+)"),
+    re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b"),
+)
+"""Credentials in URIs, signatures and tokens in queries, options of commands, headers that prove who asks, key ids."""
+
+_SECRET_NAMES = re.compile(r"SECRET|TOKEN|PASSWORD|_KEY(_ID)?$|APIKEY|CONNECTION_STRING|SAS$")
+_MIN_SECRET = 8
+"""Characters: a shorter value of such an environment variable is a test's, and would be found in innocent words."""
+
+
+def redact(text: str) -> str:
+    """`text` with *** for what looks like a secret, or is one of this process' environment."""
+    for name, value in os.environ.items():
+        if len(value) >= _MIN_SECRET and _SECRET_NAMES.search(name):
+            text = text.replace(value, "***")
+    return redact_places(text)
+
+
+def redact_places(text: str) -> str:
+    """`text` with *** for credentials, signatures and tokens, as URIs and headers hold them."""
+    for pattern in _SECRETS:
+        text = pattern.sub(lambda found: found[0].removesuffix(found[found.re.groups]) + "***", text)
+    return text
+
+
+def printable(text: str) -> str:
+    """`text` on one line, with what no terminal, log or page should be given (control characters...) spelled out."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
 class FcnRayError(Exception):
@@ -33,11 +72,25 @@ class FcnRayError(Exception):
 
     exit_code = 1
 
+    def __str__(self) -> str:
+        return redact(super().__str__())
+
 
 class ConfigError(FcnRayError):
     """A setting, a flag or a path is wrong."""
 
     exit_code = 2
+
+
+def refuse_secrets(settings: Mapping[str, Any]) -> None:
+    """Raise ConfigError when a URI among the settings holds credentials: they are saved, and shown to others."""
+    for name, value in settings.items():
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and "://" in text and (shown := redact_places(text)) != text:
+                raise ConfigError(
+                    f"{name} = {shown}: settings are saved beside the results and shown by Ray, so they must hold no "
+                    "secrets: the store or server has its own place for them (environment, profile, role)"
+                )
 
 
 class DataError(FcnRayError):

@@ -46,8 +46,17 @@ class LabelSet:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[bytes, bytes] | None) -> LabelSet | None:
-        """Label set of a Parquet schema, from our own key or from plain `classes` and `palette` keys; None without."""
-        metadata = metadata or {}
+        """Label set of a Parquet schema, from our own key or from plain `classes` and `palette` keys; None without.
+
+        Raises DataError for what is none.
+        """
+        try:
+            return cls._from_metadata(metadata or {})
+        except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError) as error:
+            raise DataError(f"the classes in the Parquet metadata cannot be read: {str(error)[:200]}") from error
+
+    @classmethod
+    def _from_metadata(cls, metadata: Mapping[bytes, bytes]) -> LabelSet | None:
         if METADATA_KEY.encode() in metadata:
             return cls.from_json(metadata[METADATA_KEY.encode()].decode())
         if b"classes" not in metadata:

@@ -18,7 +18,7 @@ from PIL import TiffImagePlugin as TiffImagePlugin
 from PIL import WebPImagePlugin as WebPImagePlugin
 
 from fcn_ray.errors import DataError
-from fcn_ray.images.formats import ACCEPTED, damage, is_cut, sniff
+from fcn_ray.images.formats import ACCEPTED, damage, describe_stranger, is_cut, sniff
 from fcn_ray.images.geometry import Pixels
 from fcn_ray.images.headers import Header, read_header
 from fcn_ray.images.rules import Decoded as Decoded
@@ -142,7 +142,7 @@ def _accepted_format(data: bytes) -> str:
         raise ImageError("empty", "zero bytes")
     name = sniff(data)
     if name is None:
-        raise ImageError("not_image", f"{len(data)} bytes that begin with {data[:16]!r} are no known image format")
+        raise ImageError("not_image", f"no known image format: {len(data)} bytes, {describe_stranger(data)}")
     if name not in ACCEPTED:
         raise ImageError("format_denied", f"{name} is not decoded here; accepted: {', '.join(ACCEPTED)}")
     return name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 import zlib
 
@@ -62,6 +63,27 @@ def sniff(data: bytes) -> str | None:
         if data.startswith(signature, offset) and data.startswith(_PREFIXES.get(name, b"")):
             return name
     return None
+
+
+_STRANGERS: tuple[tuple[str, str], ...] = (
+    ("HTML", r"(?is)\s*<(!doctype html|html)"),
+    ("SVG", r"(?is)\s*(<\?xml.*)?<svg"),
+    ("XML", r"\s*<\?xml"),
+    ("JSON", r"\s*[{\[]"),
+    ("a ZIP archive", r"PK\x03\x04"),
+    ("a gzip archive", r"\x1f\x8b"),
+    ("an HDF5 file", r"\x89HDF"),
+    ("a Parquet file", r"PAR1"),
+    ("a Python pickle", r"\x80[\x02-\x05]"),
+    ("text", r"[\t\n\r -~]+$"),
+)
+"""What downloads and mix-ups leave in an image's place, by how it begins."""
+
+
+def describe_stranger(data: bytes) -> str:
+    """What bytes that are no image seem to be, for a message that must not quote them: they may be anybody's file."""
+    head = data[:256].decode("latin-1")
+    return next((name for name, pattern in _STRANGERS if re.match(pattern, head)), "unknown bytes")
 
 
 def damage(data: bytes, name: str) -> tuple[str, str] | None:

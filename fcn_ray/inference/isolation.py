@@ -28,7 +28,7 @@ import pyarrow as pa
 
 from fcn_ray.errors import OutOfReachError, UnavailableError
 from fcn_ray.inference.limits import Limits
-from fcn_ray.inference.stages import DecodeImages
+from fcn_ray.inference.stages import DecodeImages, ReadChunks
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.reading import lost_rows, read_rows
 from fcn_ray.tables.schema import IMAGE, SOURCE_ERROR, SOURCE_MESSAGE
@@ -45,6 +45,7 @@ class _Work:
 
     input: str
     columns: Columns
+    allowed: tuple[str, ...]
     pieces: Sequence[Piece]
     max_pixels: int
     limits: Limits
@@ -62,9 +63,7 @@ class _Overdue(Exception):  # noqa: N818 - no error of ours, but what a picture 
     pass
 
 
-def prepare_apart(
-    input_uri: str, pieces: Sequence[Piece], columns: Columns, decode: DecodeImages, limits: Limits
-) -> pa.Table:
+def prepare_apart(read: ReadChunks, pieces: Sequence[Piece], decode: DecodeImages, limits: Limits) -> pa.Table:
     """The decoded rows of a chunk's pieces, exactly as many as the pieces say, whatever they do to a process.
 
     Raises OutOfReachError when a store is.
@@ -74,7 +73,9 @@ def prepare_apart(
     ]
     done: list[pa.Table] = []
     while len(done) < len(rows):  # a child is good for one row at least, be it the one that it dies of
-        done += _follow_child(_Work(input_uri, columns, rows[len(done) :], decode.max_pixels, limits), decode)
+        done += _follow_child(
+            _Work(read.input, read.columns, read.allowed, rows[len(done) :], decode.max_pixels, limits), decode
+        )
     return pa.concat_tables(done, promote_options="default").combine_chunks()
 
 
@@ -172,7 +173,7 @@ def _main() -> None:
     for piece in work.pieces:
         limits.limit_memory()
         try:
-            row = read_rows(work.input, [piece], work.columns)
+            row = read_rows(work.input, [piece], work.columns, tuple(work.allowed))
         except UnavailableError as error:
             _send(frames, pa.table({_OUT_OF_REACH: [str(error)]}))
             return

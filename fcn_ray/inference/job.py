@@ -31,7 +31,7 @@ from fcn_ray.tables.inputs import absolute_input
 from fcn_ray.tables.lock import RunLock
 from fcn_ray.tables.planfile import ChunkRef
 from fcn_ray.tables.runs import Run, check_output, fingerprint, open_run, run_uri
-from fcn_ray.tables.schema import OK
+from fcn_ray.tables.schema import OK, trim_error
 from fcn_ray.tables.since import parse_since
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,8 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, verbose: bool = Fal
         "tile_pixels": config.predict.tile_pixels,  # of a network without tiles, larger images have no mask
         "columns": asdict(columns),  # other images, ids or carried columns are other rows
     }
+    if config.allow_paths:  # so are paths that are read; runs from before there was this setting stay what they are
+        identity["allow_paths"] = _allowed(config)
     if dry_run:
         return _preview(config, columns, fingerprint(identity, bundle.labels), since)
     about = {"fcn_ray": __version__, "ray": ray.__version__, "config": config.model_dump(mode="json")}
@@ -79,7 +81,7 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, verbose: bool = Fal
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt)
             code = getattr(error, "exit_code", None if stopped else 1)
-            status.write("stopped" if stopped else "failed", error=str(error)[:500], exit_code=code)
+            status.write("stopped" if stopped else "failed", error=trim_error(str(error)), exit_code=code)
             raise
         report = _report(config, run, work, labelling, statuses, since)
         facts = {"done": report.labelled, "bad": report.bad, "quarantined": work.log.listing.n_quarantined}
@@ -153,6 +155,11 @@ def _format(since: datetime | None) -> str:
     return since.isoformat(" ", "seconds") if since else ""
 
 
+def _allowed(config: SegmentConfig) -> tuple[str, ...]:
+    """The prefixes of `allow_paths`, spelled so that every worker takes them for the same places."""
+    return tuple(sorted(storage.absolute(prefix) for prefix in config.allow_paths))
+
+
 def _connect(config: SegmentConfig, verbose: bool) -> None:
     """Ray, with room for the actors and for one decoding task at least."""
     predict = config.predict
@@ -190,7 +197,7 @@ def _receipts(
         "run_uri": run.uri,
     }
     prepare = PrepareChunks(
-        ReadChunks(run.uri, run.input, columns),
+        ReadChunks(run.uri, run.input, columns, _allowed(config)),
         DecodeImages(config.max_pixels),
         Limits(config.decode_seconds, config.decode_memory),
     )

@@ -41,5 +41,5 @@ class PrepareChunks:
         chunk = ChunkRef(**row)
         logger.warning("chunk %s took its process down, or lost it: its images are decoded one by one", chunk.chunk_id)
         pieces = read_chunk(self.read.run, chunk)
-        rows = prepare_apart(self.read.input, pieces, self.read.columns, self.decode, self.limits)
+        rows = prepare_apart(self.read, pieces, self.decode, self.limits)
         return label_chunk(rows, chunk.chunk_id, chunk.plan)

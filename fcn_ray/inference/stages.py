@@ -53,12 +53,15 @@ class ReadChunks:
     run: str
     input: str
     columns: Columns
+    allowed: tuple[str, ...] = ()
+    """Prefixes beside the input that tables and links may lead to, absolute."""
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """Rows of the one chunk that the block names."""
         (row,) = table.to_pylist()
         chunk = ChunkRef(**row)
-        return label_chunk(read_rows(self.input, read_chunk(self.run, chunk), self.columns), chunk.chunk_id, chunk.plan)
+        rows = read_rows(self.input, read_chunk(self.run, chunk), self.columns, self.allowed)
+        return label_chunk(rows, chunk.chunk_id, chunk.plan)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fcn_ray.config import ModelSpec, Preprocessing
+from fcn_ray.errors import printable
 from fcn_ray.labels import LabelSet
 
 TEMPLATE = """---
@@ -102,4 +103,4 @@ def _table(rows: Iterable[tuple[Any, ...]]) -> str:
 
 def _cell(value: Any) -> str:
     text = f"{value:.4g}" if isinstance(value, float) else "-" if value is None else str(value)
-    return " ".join(text.split()).replace("|", "\\|")
+    return printable(" ".join(text.split())).replace("|", "\\|").replace("<", "&lt;")

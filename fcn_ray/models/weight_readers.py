@@ -30,6 +30,10 @@ RawArrays = dict[str, NDArray[Any]]
 MAX_BYTES = 4_000_000_000
 """Of a file, and of all that it says it unpacks to. VGG16 with its dense layers is 553 MB, 1.7 GB with Adam's state."""
 
+MAX_RATIO, FREE_BYTES = 50, 100_000_000
+"""Weights hardly compress. A file that says that it unpacks to more than so many times its size, and to more than a
+little, is a bomb."""
+
 NORMALISATION = ("gamma", "beta", "moving_mean", "moving_variance")
 """Variables of keras.layers.BatchNormalization, in the order in which every Keras stores them."""
 
@@ -66,7 +70,7 @@ def read_arrays(source: str) -> RawArrays:
         raise ConfigError(f"model.weights {source}: there is no such file")
     with storage.open_file(source) as file:
         try:
-            _check_size([storage.stat(source).size])
+            _check_size([storage.stat(source).size], file)
             return READERS[suffix](file)
         except BROKEN as error:
             raise ConfigError(
@@ -85,7 +89,7 @@ def _advice(suffix: str) -> str:
 
 def _read_npz(file: BinaryIO) -> RawArrays:
     with zipfile.ZipFile(file) as archive:
-        _check_size(info.file_size for info in archive.infolist())
+        _check_size((info.file_size for info in archive.infolist()), file)
     file.seek(0)
     with np.load(file, allow_pickle=False) as npz:
         # What is not .npy inside comes out as bytes.
@@ -101,24 +105,25 @@ def _read_h5(file: BinaryIO) -> RawArrays:
     """Keras's legacy files, its .weights.h5, and Caffe's snapshots, which hold /data/<layer>/<number>."""
     with h5py.File(file, "r") as h5:
         if _listed(h5, "layer_names") or "model_weights" in h5:
-            return _load(_legacy_datasets(_node(h5, "model_weights") if "model_weights" in h5 else h5))
+            return _load(_legacy_datasets(_node(h5, "model_weights") if "model_weights" in h5 else h5), file)
         if "layers" in h5:
             groups = _node(h5, "layers")
-            return _load(_store_datasets(groups, {g: _node(groups, f"{g}/vars").attrs["name"] for g in groups}))
+            names = {group: _node(groups, f"{group}/vars").attrs["name"] for group in groups}
+            return _load(_store_datasets(groups, names), file)
         if "data" in h5:
             data = _node(h5, "data")
-            return _load({name: _node(data, name) for name in _dataset_names(data)})
-        return _load(_legacy_datasets(h5))
+            return _load({name: _node(data, name) for name in _dataset_names(data)}, file)
+        return _load(_legacy_datasets(h5), file)
 
 
 def _read_keras(file: BinaryIO) -> RawArrays:
     """A Keras 3 archive. Its config.json is read as the list of layers that it is; no object is made of it."""
     with zipfile.ZipFile(file) as archive:
         members = [archive.getinfo(name) for name in ("config.json", "model.weights.h5")]
-        _check_size(member.file_size for member in members)
+        _check_size((member.file_size for member in members), file)
         config, store = (archive.read(member) for member in members)
     with h5py.File(io.BytesIO(store), "r") as h5:
-        return _load(_store_datasets(_node(h5, "layers"), _store_names(json.loads(config))))
+        return _load(_store_datasets(_node(h5, "layers"), _store_names(json.loads(config))), file)
 
 
 READERS: dict[str, Callable[[BinaryIO], RawArrays]] = {
@@ -216,17 +221,20 @@ def _node(root: h5py.Group, path: str) -> Any:
     return node
 
 
-def _load(datasets: dict[str, h5py.Dataset]) -> RawArrays:
+def _load(datasets: dict[str, h5py.Dataset], file: BinaryIO) -> RawArrays:
     for name, dataset in datasets.items():
         if not isinstance(dataset, h5py.Dataset) or dataset.external or dataset.is_virtual:
             raise ValueError(f"{name} is no array of this file")
         if dataset.dtype.kind not in "fiu":
             raise ValueError(f"{name} holds {dataset.dtype}, expected numbers")
-    _check_size(dataset.nbytes for dataset in datasets.values())
+    _check_size((dataset.nbytes for dataset in datasets.values()), file)
     return {name: dataset[()] for name, dataset in datasets.items()}
 
 
-def _check_size(sizes: Iterable[int]) -> None:
+def _check_size(sizes: Iterable[int], file: BinaryIO) -> None:
     """Before anything is unpacked: a few bytes may say that they are terabytes."""
-    if (total := sum(sizes)) > MAX_BYTES:
-        raise ValueError(f"it holds {total:,} bytes, expected at most {MAX_BYTES:,}")
+    at, packed = file.tell(), file.seek(0, io.SEEK_END)
+    file.seek(at)
+    most = min(MAX_BYTES, max(FREE_BYTES, MAX_RATIO * packed))
+    if (total := sum(sizes)) > most:
+        raise ValueError(f"it holds {total:,} bytes, expected at most {most:,}")

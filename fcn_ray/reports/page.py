@@ -13,6 +13,7 @@ import jinja2
 import numpy as np
 
 from fcn_ray import storage
+from fcn_ray.errors import printable
 from fcn_ray.images.codec import encode_image
 from fcn_ray.images.geometry import Pixels, resize_image
 from fcn_ray.images.overlay import overlay
@@ -95,6 +96,7 @@ def render_page(
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,  # captions hold paths, and error texts hold what strangers put into files
+        finalize=_plain,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -113,6 +115,11 @@ def render_page(
         groups=groups,
         columns=columns,
     )
+
+
+def _plain(value: object) -> object:
+    """Text without what would steer a reader's eye or machine (right-to-left marks, control characters)."""
+    return printable(value) if isinstance(value, str) and not hasattr(value, "__html__") else value
 
 
 def _legend(pictures: Sequence[Picture], labels: LabelSet | None) -> list[tuple[str, str]]:

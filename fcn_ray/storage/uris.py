@@ -59,7 +59,10 @@ def local_path(uri: str) -> Path:
     scheme = _SCHEME.match(uri)
     if scheme_of(uri) != "file":
         raise ConfigError(f"{uri} must be a local or network path here, not an object store")
-    return Path(uri[len(scheme[0]) :] if scheme else uri)
+    path = uri[len(scheme[0]) :] if scheme else uri
+    if scheme and not path.startswith("/"):
+        raise ConfigError(f"file://{path.partition('/')[0]}/... names another machine: use file:///PATH")
+    return Path(path)
 
 
 def join(uri: str, *parts: str) -> str:

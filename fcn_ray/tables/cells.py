@@ -14,7 +14,7 @@ from fcn_ray import storage
 from fcn_ray.errors import FcnRayError, UnavailableError
 from fcn_ray.tables import schema
 from fcn_ray.tables.columns import is_text
-from fcn_ray.tables.inputs import place_of
+from fcn_ray.tables.places import Places
 
 T = TypeVar("T")
 Item = TypeVar("Item")
@@ -39,7 +39,7 @@ class Cells(NamedTuple):
     versions: Sequence[str | None]
 
 
-def read_cells(column: pa.ChunkedArray, folder: str) -> Cells:
+def read_cells(column: pa.ChunkedArray, folder: str, places: Places) -> Cells:
     """Encoded images of a column of bytes, image structs or paths; paths are read, relative ones from `folder`."""
     nothing = [None] * len(column)
     if schema.is_binary(column.type):
@@ -52,7 +52,7 @@ def read_cells(column: pa.ChunkedArray, folder: str) -> Cells:
             return Cells(images, nothing, nothing)
         paths = text(pc.struct_field(column, "path"))
     cells = zip(images.to_pylist(), paths.to_pylist(), strict=True)
-    found, problems, versions = zip(*map_at_once(partial(_read_cell, folder), list(cells)), strict=True)
+    found, problems, versions = zip(*map_at_once(partial(_read_cell, folder, places), list(cells)), strict=True)
     return Cells(pa.chunked_array([pa.array(found, pa.large_binary())]), problems, versions)
 
 
@@ -82,13 +82,15 @@ def text(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column
 
 
-def _read_cell(folder: str, cell: tuple[bytes | None, str | None]) -> tuple[bytes | None, Problem | None, str | None]:
+def _read_cell(
+    folder: str, places: Places, cell: tuple[bytes | None, str | None]
+) -> tuple[bytes | None, Problem | None, str | None]:
     """The image of a cell that has these bytes, or else this path, and the version of the file that was read for it."""
     image, path = cell
     if image is not None or not path:
         return image, None, None
     try:
-        entry, data = storage.fetch(place_of(path, folder), MAX_FILE_BYTES)
+        entry, data = storage.fetch(places.resolve(path, folder), MAX_FILE_BYTES)
     except UnavailableError:  # else a row: the place is what the table says
         raise
     except FcnRayError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -12,12 +11,10 @@ import pyarrow.parquet as pq
 
 from fcn_ray.errors import SchemaError
 from fcn_ray.tables import schema
+from fcn_ray.tables.pickles import check_footer
 
 PATH_COLUMNS = ("image", "path", "image_path")
 """String columns that are taken for image paths without being asked for."""
-
-_PICKLED = b"ray.data.arrow_pickled_object"
-"""Ray's extension type for Python objects: reading it can run code that the file's author chose (reliability.md S4)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +28,7 @@ class Columns:
 
 def read_table_schema(metadata: pq.FileMetaData) -> pa.Schema:
     """Arrow schema of a Parquet file. Raises SchemaError for what is not safe, or not clear, to read."""
-    stored = (metadata.metadata or {}).get(b"ARROW:schema", b"")
-    if _PICKLED in base64.b64decode(stored):
-        raise SchemaError("it has columns of pickled Python objects (Ray), which are never opened; store plain types")
+    check_footer(metadata)
     arrow = metadata.schema.to_arrow_schema()
     repeated = sorted({name for name in arrow.names if arrow.names.count(name) > 1})
     if repeated:

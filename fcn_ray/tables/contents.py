@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from fcn_ray import storage
 from fcn_ray.errors import SchemaError, StorageError
 from fcn_ray.tables.columns import Columns, check_columns, read_table_schema
+from fcn_ray.tables.pickles import read_footer
 from fcn_ray.tables.sources import IMAGE_SUFFIXES, Source
 from fcn_ray.tables.tars import walk_images
 
@@ -40,7 +41,7 @@ def read_contents(uri: str, source: Source, columns: Columns) -> Iterable[RowGro
 def _read_footer(uri: str, source: Source, columns: Columns) -> list[RowGroup]:
     try:
         with storage.open_file(uri) as file:
-            metadata = pq.read_metadata(file)
+            metadata = read_footer(file)
         check_columns(read_table_schema(metadata), columns)
     except (pa.ArrowException, OSError, ValueError) as error:
         raise StorageError(f"not a readable Parquet file of {source.size} bytes: {error}") from error

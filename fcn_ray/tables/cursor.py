@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fcn_ray import storage
+from fcn_ray.tables.pickles import read_footer
 
 _BATCH_ROWS = 32
 """Rows that are decoded at a time, so that skipping to the start of a slice holds few images."""
@@ -37,7 +38,7 @@ class _Cursor:
 
     def __init__(self, key: _Key, batch_rows: int) -> None:
         self._file = storage.open_file(key.uri)
-        metadata = pq.read_metadata(self._file)
+        metadata = read_footer(self._file)
         size = metadata.row_group(key.group).total_byte_size  # not its columns': pyarrow aborts on some damaged ones
         parquet = pq.ParquetFile(
             self._file,

@@ -22,6 +22,7 @@ from fcn_ray import storage
 from fcn_ray.errors import ConfigError, DataError, SchemaError
 from fcn_ray.labels import LabelSet
 from fcn_ray.tables import schema
+from fcn_ray.tables.pickles import open_parquet
 from fcn_ray.tables.runs import find_run
 from fcn_ray.tables.sources import IMAGE_SUFFIXES, TABLE_SUFFIX, TAR_SUFFIX
 
@@ -184,7 +185,7 @@ def _encoded(column: pa.Array | pa.ChunkedArray, where: str) -> list[bytes | Non
 def _open_table(uri: str) -> Iterator[pq.ParquetFile]:
     with storage.open_file(uri) as file:
         try:
-            yield pq.ParquetFile(file, page_checksum_verification=True)
+            yield open_parquet(file, page_checksum_verification=True)
         except (pa.ArrowException, OSError) as error:
             raise DataError(f"{uri} cannot be read as Parquet: {error}") from error
 

@@ -15,7 +15,6 @@ from itertools import islice
 from typing import BinaryIO, cast
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from fcn_ray import storage
 from fcn_ray.errors import FcnRayError, OutOfReachError, SchemaError
@@ -31,6 +30,8 @@ from fcn_ray.tables.columns import (
 )
 from fcn_ray.tables.cursor import read_slice
 from fcn_ray.tables.inputs import folder_of, locate_sources
+from fcn_ray.tables.pickles import check_environment, read_footer
+from fcn_ray.tables.places import Places
 from fcn_ray.tables.sources import Piece
 from fcn_ray.tables.tars import BLOCK, Member, key_of, read_member, walk_images
 
@@ -40,15 +41,20 @@ _TAR_BUFFER = 64 << 10, 8 << 20
 """Fewest and most bytes that are read of a tar at a time: a chunk's images lie side by side in it."""
 
 
-def read_rows(input_uri: str, pieces: Sequence[Piece], columns: Columns) -> pa.Table:
-    """The rows of a chunk's pieces, in order: exactly as many as the pieces say, whatever is bad."""
-    locate = locate_sources(input_uri)
+def read_rows(input_uri: str, pieces: Sequence[Piece], columns: Columns, allowed: tuple[str, ...] = ()) -> pa.Table:
+    """The rows of a chunk's pieces, in order: exactly as many as the pieces say, whatever is bad.
+
+    Paths and links lead below the input, or below an `allowed` prefix, or their rows are `unreadable`.
+    """
+    check_environment()
+    locate, places = locate_sources(input_uri), Places.around(input_uri, allowed)
 
     def read(piece: Piece) -> pa.Table:
         if piece.kind == "image":
-            return read_image_file(locate(piece.path), piece)
-        read_some = read_tar_rows if piece.kind == "tar" else read_parquet_rows
-        return read_some(locate(piece.path), piece, columns)
+            return read_image_file(locate(piece.path), piece, places)
+        if piece.kind == "tar":
+            return read_tar_rows(locate(piece.path), piece, columns)
+        return read_parquet_rows(locate(piece.path), piece, columns, places)
 
     only_images = all(piece.kind == "image" for piece in pieces)
     tables = cells.map_at_once(read, pieces) if only_images else [read(piece) for piece in pieces]
@@ -67,10 +73,10 @@ def label_chunk(table: pa.Table, chunk_id: str, plan: int) -> pa.Table:
     return pa.table(labels | {name: table[name] for name in table.column_names})
 
 
-def read_image_file(uri: str, piece: Piece) -> pa.Table:
+def read_image_file(uri: str, piece: Piece, places: Places) -> pa.Table:
     """The one row of an image file; `changed` when it is no longer the version that was planned."""
     try:
-        entry, data = storage.fetch(uri, cells.MAX_FILE_BYTES)
+        entry, data = storage.fetch(places.check_file(uri), cells.MAX_FILE_BYTES)
         problem = _changed(entry, piece) or (None if data is not None else cells.too_big(entry.size))
     except OutOfReachError:
         raise
@@ -80,13 +86,14 @@ def read_image_file(uri: str, piece: Piece) -> pa.Table:
     return _table([piece.path], piece.path, [0], image, [problem])
 
 
-def read_parquet_rows(uri: str, piece: Piece, columns: Columns) -> pa.Table:
+def read_parquet_rows(uri: str, piece: Piece, columns: Columns, places: Places) -> pa.Table:
     """Rows `first_row` to `first_row + n_rows` of a table, from the row groups that hold them.
 
     A row group that cannot be read gives `unreadable` rows; the other rows are as they should be.
     """
     try:
-        table = _TablePart.find(uri, piece, columns).read()
+        places.check_file(uri)
+        table = _TablePart.find(uri, piece, columns, places).read()
     except OutOfReachError:
         raise
     except (FcnRayError, pa.ArrowException, OSError, ValueError) as error:
@@ -150,17 +157,18 @@ class _TablePart:
     carried: dict[str, pa.Field]
     has_versions: bool
     """Its images are paths, and the versions of what they name go along: in all chunks of a table, or in none."""
+    places: Places
 
     @classmethod
-    def find(cls, uri: str, piece: Piece, columns: Columns) -> _TablePart:
+    def find(cls, uri: str, piece: Piece, columns: Columns, places: Places) -> _TablePart:
         with storage.open_file(uri) as file:
-            metadata = pq.read_metadata(file)
+            metadata = read_footer(file)
         arrow = read_table_schema(metadata)  # refuses what is not safe, before a row is read
         groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         image, carried = find_image_column(arrow, columns.image), carried_columns(arrow, columns)
         is_free = schema.IMAGE_VERSION not in {field.name for field in carried.values()}
         has_versions = columns.carry != "none" and is_free and is_text(plain_type(arrow.field(image).type))
-        return cls(uri, piece, groups, image, columns.id, carried, has_versions)
+        return cls(uri, piece, groups, image, columns.id, carried, has_versions, places.beside(folder_of(uri)))
 
     def read(self) -> pa.Table:
         tables = []
@@ -200,7 +208,7 @@ class _TablePart:
         if self.id is not None:
             named = text(_plain(table[self.id]).cast(pa.string())).to_pylist()
             ids = [default if name is None else name for name, default in zip(named, ids, strict=True)]
-        found = cells.read_cells(_plain(table[self.image]), folder_of(self.uri))
+        found = cells.read_cells(_plain(table[self.image]), folder_of(self.uri), self.places)
         result = _table(ids, self.piece.path, rows, found.images, found.problems)
         for name, field in self.carried.items():
             result = result.append_column(field, text(_plain(table[name])))

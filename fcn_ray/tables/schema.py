@@ -11,6 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from fcn_ray.errors import printable, redact
 from fcn_ray.labels import METADATA_KEY, LabelSet
 
 NAME = "name"
@@ -141,8 +142,8 @@ def is_binary(kind: pa.DataType) -> bool:
 
 
 def trim_error(text: str) -> str:
-    """`text` on one line of at most 500 characters, control characters escaped."""
-    escaped = "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+    """`text` on one line of at most 500 characters, control characters escaped, secrets left out."""
+    escaped = printable(redact(text[: 20 * MAX_ERROR_CHARACTERS]))
     return escaped if len(escaped) <= MAX_ERROR_CHARACTERS else escaped[: MAX_ERROR_CHARACTERS - 1] + "…"
 
 

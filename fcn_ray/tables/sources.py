@@ -14,6 +14,7 @@ from fcn_ray.errors import ConfigError, SchemaError
 from fcn_ray.tables.inputs import Input, check_input, folder_of, nothing_fits, place_of, understand_input
 from fcn_ray.tables.lists import read_list, stat_listed
 from fcn_ray.tables.patterns import fits, parse_pattern
+from fcn_ray.tables.schema import trim_error
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 TABLE_SUFFIX = ".parquet"
@@ -94,7 +95,7 @@ class Listing:
         """Note an input that cannot be used."""
         self.n_quarantined += 1
         if len(self.quarantined) < MAX_NAMED:
-            self.quarantined.append(Quarantined(path, str(error), isinstance(error, SchemaError)))
+            self.quarantined.append(Quarantined(path, trim_error(str(error)), isinstance(error, SchemaError)))
 
 
 def list_inputs(uri: str, listing: Listing | None = None) -> Iterator[Source]:

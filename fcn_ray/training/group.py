@@ -119,7 +119,7 @@ def _own_folder(out: str) -> str:
     """
     if storage.is_local(out):
         return storage.join(out, "ray")
-    return storage.join(tempfile.gettempdir(), "fcn_ray")
+    return tempfile.mkdtemp(prefix="fcn_ray-")  # no other user of the machine can have made it before
 
 
 def work(orders: dict[str, Any]) -> None:

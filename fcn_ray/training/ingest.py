@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import ray
 import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -24,6 +23,7 @@ from fcn_ray.errors import DataError, SchemaError
 from fcn_ray.images.augmentation import augment, sample_rng
 from fcn_ray.images.codec import ImageError, decode_image, decode_label
 from fcn_ray.labels import LabelSet
+from fcn_ray.tables.pickles import open_parquet, read_footer
 from fcn_ray.training.feeding import Feeder
 from fcn_ray.training.order import Piece, Read
 
@@ -61,8 +61,10 @@ def open_collection(uri: str, columns: Columns) -> Collection:
     for path, key in files:
         try:
             with storage.open_file(path) as file:
-                footer = pq.read_metadata(file)
-        except (OSError, pa.ArrowException) as error:
+                footer = read_footer(file)
+        except SchemaError as error:
+            raise SchemaError(f"{path}: {error}") from error
+        except (OSError, ValueError, pa.ArrowException) as error:
             raise DataError(f"{path} is not a readable Parquet file: {error}") from error
         schema = footer.schema.to_arrow_schema()
         for column in (columns.image, columns.mask):
@@ -105,7 +107,7 @@ def read_rows(read: Read, columns: Columns) -> pa.Table:
     tables = []
     for piece in read.pieces:
         with storage.open_file(piece.path) as file:
-            table = pq.ParquetFile(file).read_row_group(piece.row_group, columns=[columns.image, columns.mask])
+            table = open_parquet(file).read_row_group(piece.row_group, columns=[columns.image, columns.mask])
         keys = [f"{piece.key}#{piece.first_row + row}" for row in range(piece.n_rows)]
         image, label = (encoded(table[name], piece, name) for name in (columns.image, columns.mask))
         tables.append(pa.table({IMAGE: image, LABEL: label, KEY: keys}))

@@ -22,7 +22,7 @@ import numpy as np
 import ray
 
 from fcn_ray.bundle import Bundle, load_bundle, save_bundle
-from fcn_ray.errors import BundleError, StorageError
+from fcn_ray.errors import BundleError, StorageError, redact
 from fcn_ray.models.metrics import Confusion, confusion_matrix, scores
 from fcn_ray.training.checkpoints import MODEL, Checkpoint, load_arrays, load_best
 from fcn_ray.training.feeding import Feeder
@@ -121,7 +121,7 @@ def _command() -> str:
     """How this process was started: what to type to train again."""
     program, *arguments = sys.argv
     name = Path(program).name
-    return shlex.join(["fcn-ray" if name == "__main__.py" else name, *arguments])
+    return redact(shlex.join(["fcn-ray" if name == "__main__.py" else name, *arguments]))
 
 
 def check_agreement(checkpoint: Checkpoint, pixel_accuracy: float) -> None:

@@ -17,7 +17,7 @@ from fcn_ray.errors import OutOfReachError
 from fcn_ray.images.codec import encode_image
 from fcn_ray.inference.isolation import prepare_apart
 from fcn_ray.inference.limits import Limits
-from fcn_ray.inference.stages import PIXELS, DecodeImages
+from fcn_ray.inference.stages import PIXELS, DecodeImages, ReadChunks
 from fcn_ray.tables import schema
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.plan import extend_plan, pending_chunks, read_chunk
@@ -40,6 +40,10 @@ def _pieces(folder: Path, columns: Columns) -> list[Piece]:
     return [piece for ref in pending_chunks(log) for piece in read_chunk(log.run_uri, ref)]
 
 
+def _reading(input_uri: str, columns: Columns = Columns()) -> ReadChunks:  # noqa: B008
+    return ReadChunks("run", input_uri, columns)
+
+
 def _image(value: int) -> bytes:
     return encode_image(np.full((20, 30, 3), value, np.uint8), "PNG")
 
@@ -52,7 +56,7 @@ def test_rows_of_a_tar_one_by_one_are_those_of_the_chunk(tmp_path: Path) -> None
     log = extend_plan(f"{tmp_path}/run", f"{tmp_path}/in", ChunkConfig(rows=3), Columns())
     pieces = read_chunk(log.run_uri, list(pending_chunks(log))[1])
     assert [(piece.first_row, piece.n_rows, piece.offset > 0) for piece in pieces] == [(3, 2, True)]
-    rows = prepare_apart(f"{tmp_path}/in", pieces, Columns(), DECODE, LIMITS)
+    rows = prepare_apart(_reading(f"{tmp_path}/in"), pieces, DECODE, LIMITS)
     assert rows.to_pylist() == DECODE(read_rows(f"{tmp_path}/in", pieces, Columns())).to_pylist()
     assert rows["key"].to_pylist() == ["3", "4"]
 
@@ -69,7 +73,7 @@ def test_a_picture_that_kills_hangs_or_fills_the_process_is_one_row(tmp_path: Pa
     columns = Columns(id="key")
     pieces = _pieces(tmp_path, columns)
 
-    rows = prepare_apart(f"{tmp_path}/in", pieces, columns, DECODE, LIMITS)
+    rows = prepare_apart(_reading(f"{tmp_path}/in", columns), pieces, DECODE, LIMITS)
 
     assert rows[schema.STATUS].to_pylist() == [
         "ok",
@@ -102,7 +106,7 @@ def test_what_a_decoder_prints_is_no_row(tmp_path: Path, monkeypatch: pytest.Mon
     )
     (tmp_path / "noise" / "sitecustomize.py").write_text(noise)
     monkeypatch.syspath_prepend(str(tmp_path / "noise"))
-    rows = prepare_apart(f"{tmp_path}/in", _pieces(tmp_path, Columns()), Columns(), DECODE, LIMITS)
+    rows = prepare_apart(_reading(f"{tmp_path}/in"), _pieces(tmp_path, Columns()), DECODE, LIMITS)
     assert rows[schema.STATUS].to_pylist() == ["ok"]
 
 
@@ -113,7 +117,7 @@ def test_a_store_out_of_reach_is_no_fault_of_a_picture(monkeypatch: pytest.Monke
     monkeypatch.setenv("FCN_RAY_PATIENCE_SECONDS", "0.1")
     piece = Piece("a.png", "1", "image", 0, 1, 100)
     with pytest.raises(OutOfReachError, match=r"s3://bucket/in: the store cannot be reached"):
-        prepare_apart("s3://bucket/in", [piece], Columns(), DECODE, LIMITS)
+        prepare_apart(_reading("s3://bucket/in"), [piece], DECODE, LIMITS)
 
 
 _HANG = """

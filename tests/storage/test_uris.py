@@ -21,6 +21,8 @@ REFUSED = {
     "s3://user@bucket/a": "credentials do not belong into a URI",
     "s3://bucket:9000/a": "credentials do not belong into a URI",
     "az://container@account.blob.core.windows.net/a": "credentials do not belong into a URI",
+    "file://host/share/a": "names another machine",
+    "file://a": "names another machine",
 }
 
 

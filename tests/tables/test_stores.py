@@ -116,7 +116,7 @@ def test_a_path_in_a_table_that_is_not_for_us_is_a_row(collection: Shim, tmp_pat
     cells = ["s3://nobody/a.png", "s3://bucket/job/in/0/0 #?.png"]
     write_table(tmp_path / "in" / "t.parquet", 2, image=cells)
     run, log = start_run(str(tmp_path))
-    (rows,) = (_read(run, ref) for ref in pending_chunks(log))
+    (rows,) = (_read(run, ref, "s3://nobody", "s3://bucket/job") for ref in pending_chunks(log))
     assert [row["source_error"] for row in rows] == ["unreadable", None]
     assert "no such bucket" in rows[0]["source_message"]
 
@@ -141,7 +141,7 @@ def test_a_path_in_a_table_does_not_hide_that_the_credentials_have_ended(collect
     run, log = start_run(str(tmp_path))
     collection.fail("GET", always=answer("400 Bad Request", "ExpiredToken"))
     with pytest.raises(UnavailableError, match="renew them"):
-        _read(run, next(pending_chunks(log)))
+        _read(run, next(pending_chunks(log)), "s3://bucket")
 
 
 def _refuse(name: str, number: int) -> Fault:
@@ -231,6 +231,6 @@ def test_a_store_that_ignores_conditions_is_refused(collection: Shim) -> None:
             start_run(ROOT)
 
 
-def _read(run: Any, ref: Any) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = read_rows(run.input, read_chunk(run.uri, ref), Columns()).to_pylist()
+def _read(run: Any, ref: Any, *allowed: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = read_rows(run.input, read_chunk(run.uri, ref), Columns(), allowed).to_pylist()
     return rows

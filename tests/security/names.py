@@ -1,0 +1,103 @@
+"""Sixty names that files and objects may have, and that something somewhere would take for an order."""
+
+from __future__ import annotations
+
+NAMES: tuple[str, ...] = (
+    # paths
+    "..png",
+    "...png",
+    "a..b.png",
+    "..%2f..%2fetc%2fpasswd.png",
+    "%2e%2e%2fx.png",
+    "\\..\\..\\x.png",
+    "C:\\windows\\x.png",
+    "~.png",
+    "~root.png",
+    "file:.png",
+    "s3:.png",
+    # devices, and names that programs keep for themselves
+    "CON.png",
+    "aux.PNG",
+    "nul.png",
+    "COM1.tiff",
+    "run=0123456789abcdef.png",
+    "_SUCCESS.png",
+    "_metadata.png",
+    "part-00000.png",
+    "a=b.png",
+    # shells
+    "; touch canary;.png",
+    "&& touch canary.png",
+    "| touch canary.png",
+    "$(touch canary).png",
+    "`touch canary`.png",
+    "${HOME}.png",
+    "$HOME.png",
+    "-rf.png",
+    "--help.png",
+    "-.png",
+    "*.png",
+    "?.png",
+    "[a-z].png",
+    "{a,b}.png",
+    "!!.png",
+    "#.png",
+    "'.png",
+    '".png',
+    "'\"'.png",
+    "a b  c.png",
+    " leading.png",
+    "trailing .png",
+    # terminals and logs
+    "line\nbreak.png",
+    "return\rerror: all is lost.png",
+    "tab\t.png",
+    "\x1b[2J\x1b[31m.png",
+    "\x1b]0;title\x07.png",
+    "bell\x07back\x08.png",
+    "\x7f\x80\x9b31m.png",
+    # eyes
+    "\u202egnp.exe.png",
+    "\u2066hidden\u2069.png",
+    "zero\u200bwidth.png",
+    "\ufeffbom.png",
+    "p\u0430ypal.png",
+    "e\u0301.png",
+    "\u00e9.png",
+    "\U0001f468\u200d\U0001f469\u200d\U0001f467.png",
+    "\u2028separator\u2029.png",
+    "\U0010ffff.png",
+    "x" * 240 + ".png",
+    # pages, formats and databases
+    "<script>alert(1)<\\script>.png",
+    "<img src=x onerror=alert(1)>.png",
+    "&lt;b&gt;.png",
+    "{{ 7*7 }}{% include 'x' %}.png",
+    "%s%n%d.png",
+    "{0.__class__}.png",
+    "';DROP TABLE images;--.png",
+    "=HYPERLINK(1).png",
+    "@SUM(1).png",
+    "+1.png",
+    "null.png",
+    "NaN.png",
+)
+
+KEYS: tuple[str, ...] = (
+    "../outside.png",
+    "a/../../outside.png",
+    "./dot.png",
+    "/absolute.png",
+    "//host/share.png",
+    "a//b.png",
+    "run=0123456789abcdef/masks/x.png",
+    "http://127.0.0.1/x.png",
+    "CON/aux.png",
+    "a?versionId=1&X-Amz-Signature=x#y.png",
+    "a%2Fb%00.png",
+    "x" * 900 + ".png",
+)
+"""More, for object stores, whose keys need not be paths."""
+
+BYTES: tuple[bytes, ...] = (b"latin-\xe9.png", b"\xff\xfe.png", b"half-\xed\xa0\x80.png")
+"""Names of local files that are no text."""
