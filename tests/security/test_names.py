@@ -135,12 +135,12 @@ def test_names_that_are_no_text_can_be_printed(capfd: pytest.CaptureFixture[str]
 def test_the_command_line_shows_names_as_they_are_spelled(tmp_path: Path) -> None:
     name = b"no\x1b[31m\nerror: forged\xff.png"
     command = [sys.executable, "-m", "fcn_ray", "segment", name, tmp_path / "out", "--model", tmp_path / "in\x07"]
-    run = subprocess.run(command, capture_output=True, check=False, timeout=120)
+    run = subprocess.run(command, capture_output=True, check=False, timeout=250)
     assert run.returncode == 8
     assert run.stderr.decode().count("\n") == 1
     assert r"in\x07/model.json does not exist" in run.stderr.decode()
     command[command.index("--model") + 1] = write_bundle(tmp_path / "b", b"weights")
-    run = subprocess.run(command, capture_output=True, check=False, timeout=120)
+    run = subprocess.run(command, capture_output=True, check=False, timeout=250)
     assert run.returncode == 2
     first, second = run.stderr.decode().splitlines()
     assert r"no\x1b[31m" in first

@@ -119,10 +119,10 @@ def test_no_setting_holds_a_secret(kind: Any, key: str, place: str) -> None:
 
 def test_a_file_and_a_command_line_with_secrets_are_refused_unquoted(tmp_path: Path) -> None:
     file = tmp_path / "job.yaml"
-    file.write_text(f"input: '{PLACES[0]}'\noutput: out\nmodel: model\n")
+    file.write_text(f"input: '{PLACES[0]}'\noutput: {tmp_path}/out\nmodel: model\n")
     for arguments in (["-c", str(file)], [PLACES[1], str(tmp_path / "out"), "--model", "m"]):
         command = [sys.executable, "-m", "fcn_ray", "segment", *arguments]
-        run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, cwd=tmp_path)
+        run = subprocess.run(command, capture_output=True, text=True, check=False, timeout=250)
         assert run.returncode == 2
         assert "must hold no secrets" in run.stderr
         assert "hunter22" not in run.stdout + run.stderr
