@@ -60,7 +60,7 @@ class SegmentReport:
         for table in self.quarantined:
             yield f"not read: {table.path}: {table.reason}"
         if self.quarantined:
-            yield f"{self.n_quarantined} inputs could not be read and have no rows: mend them and run the command again"
+            yield f"inputs that could not be read and have no rows: {self.n_quarantined}; mend them and run this again"
         if self.skipped_files:
             kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(self.skipped_files.items()))
             packed = "; a packed tar is read when it is unpacked to a .tar" if ".tar." in kinds else ""
