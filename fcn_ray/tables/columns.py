@@ -104,12 +104,6 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
     return pa.binary() if pa.types.is_binary_view(kind) else kind
 
 
-def may_be_paths(kind: pa.DataType) -> bool:
-    """True for columns whose images are, or may be, elsewhere: strings, and image structs with a path."""
-    plain = plain_type(kind)
-    return is_text(plain) or (schema.is_image_struct(plain) and plain.get_field_index("path") >= 0)
-
-
 def _holds_images(kind: pa.DataType) -> bool:
     plain = plain_type(kind)
     return schema.is_binary(plain) or schema.is_image_struct(plain)

@@ -22,6 +22,7 @@ from fcn_ray import storage
 from fcn_ray.errors import ConfigError, DataError, SchemaError
 from fcn_ray.labels import LabelSet
 from fcn_ray.tables import schema
+from fcn_ray.tables.runs import find_run
 from fcn_ray.tables.sources import IMAGE_SUFFIXES, TABLE_SUFFIX, TAR_SUFFIX
 
 _BATCH_ROWS = 64
@@ -160,10 +161,7 @@ class MaskIndex:
 
 def _find_run(uri: str) -> str | None:
     """The `masks` folder of the only run in `uri`, or of the run `uri`; None when that is another kind of folder."""
-    runs = [name for name in storage.list_folders(uri) if name.startswith("run=")]
-    if len(runs) > 1:
-        raise ConfigError(f"{uri} holds {len(runs)} runs, which may differ; name one: {', '.join(runs)}")
-    masks = storage.join(uri, *runs, "masks")
+    masks = storage.join(find_run(uri), "masks")
     return masks if any(path.lower().endswith(TABLE_SUFFIX) for path, _ in _files(masks)) else None
 
 

@@ -25,7 +25,7 @@ from fcn_ray.tables.columns import (
     Columns,
     carried_columns,
     find_image_column,
-    may_be_paths,
+    is_text,
     plain_type,
     read_table_schema,
 )
@@ -149,7 +149,7 @@ class _TablePart:
     id: str | None
     carried: dict[str, pa.Field]
     has_versions: bool
-    """Its images may be paths, and the versions of what they name go along."""
+    """Its images are paths, and the versions of what they name go along: in all chunks of a table, or in none."""
 
     @classmethod
     def find(cls, uri: str, piece: Piece, columns: Columns) -> _TablePart:
@@ -159,7 +159,7 @@ class _TablePart:
         groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         image, carried = find_image_column(arrow, columns.image), carried_columns(arrow, columns)
         is_free = schema.IMAGE_VERSION not in {field.name for field in carried.values()}
-        has_versions = columns.carry != "none" and is_free and may_be_paths(arrow.field(image).type)
+        has_versions = columns.carry != "none" and is_free and is_text(plain_type(arrow.field(image).type))
         return cls(uri, piece, groups, image, columns.id, carried, has_versions)
 
     def read(self) -> pa.Table:
@@ -175,10 +175,7 @@ class _TablePart:
         found = sum(table.num_rows for table in tables)
         if found != self.piece.n_rows:
             raise SchemaError(f"expected {self.piece.n_rows} rows from row {self.piece.first_row} on, found {found}")
-        whole = pa.concat_tables(tables)
-        if self.has_versions and whole[schema.IMAGE_VERSION].null_count == len(whole):  # as of structs with bytes
-            return whole.drop_columns([schema.IMAGE_VERSION])
-        return whole
+        return pa.concat_tables(tables)
 
     def _fields(self) -> list[pa.Field]:
         """The columns beside those that every input has."""

@@ -39,6 +39,32 @@ def run_uri(output: str, run_id: str) -> str:
     return storage.join(output, f"run={run_id}")
 
 
+def find_run(output: str, run: str | None = None) -> str:
+    """Folder of the run in `output` called `run`, else of its only run; `output` itself when it holds none.
+
+    Raises ConfigError when that run is not there, or when there are several to choose from.
+    """
+    runs = [name for name in storage.list_folders(output) if name.startswith("run=")]
+    if run is not None:
+        runs = [name for name in runs if name.removeprefix("run=") == run.removeprefix("run=")]
+        if not runs:
+            raise ConfigError(f"{output} holds no run {run}")
+    if len(runs) > 1:
+        raise ConfigError(f"{output} holds {len(runs)} runs, which may differ; name one: {', '.join(runs)}")
+    return storage.join(output, *runs)
+
+
+def read_labels(run_uri: str) -> LabelSet:
+    """What the ids in the masks of a run mean. Raises ConfigError when there is no run."""
+    uri = storage.join(run_uri, "run.json")
+    try:
+        return LabelSet.from_json(json.dumps(json.loads(storage.read_bytes(uri))["labels"]))
+    except OutOfReachError:
+        raise
+    except (ValueError, KeyError, TypeError, StorageError) as error:
+        raise ConfigError(f"{run_uri} is no run ({error}); expected the output folder of segment") from error
+
+
 def open_run(
     output: str,
     input_uri: str,

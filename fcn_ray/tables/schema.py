@@ -100,6 +100,9 @@ BAD_STATUSES = (
 )
 """Why a row has no mask: what the bytes are (first eight), what reading them met (2), what happened on the way (3)."""
 
+PASSING_STATUSES = BAD_STATUSES[8:]
+"""Those that another try may change although the image's bytes are the same."""
+
 MAX_ERROR_CHARACTERS = 500
 
 

@@ -35,12 +35,13 @@ Kind = Literal["parquet", "image", "tar"]
 @dataclass(frozen=True, slots=True)
 class Source:
     """One input file as it was when listed: its path below the input (its name when it is the input), size in bytes,
-    and version, which changes with the content. Path and version are the identity of an input."""
+    version, which changes with the content, and when it was modified. Path and version are the identity of an input."""
 
     path: str
     kind: Kind
     size: int
     version: str
+    modified: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,12 +77,13 @@ class Listing:
 
     `skipped` counts files by suffix, and by what is in brackets: "(hidden)" for hidden and linked ones, "(other)", and
     "(listed twice)" for lines of a list. `quarantined` names the first 1000 inputs that cannot be used, `n_quarantined`
-    counts all of them.
+    counts all of them, `older` the new inputs that `since` leaves out.
     """
 
     skipped: Counter[str] = field(default_factory=Counter)
     quarantined: list[Quarantined] = field(default_factory=list)
     n_quarantined: int = 0
+    older: int = 0
 
     def skip(self, what: str) -> None:
         """Count a file under what it is; when there are very many suffixes, what is new is "(other)"."""
@@ -155,16 +157,20 @@ def _list_named(found: Input, listing: Listing) -> Iterator[storage.Entry]:
 
 def _source(entry: storage.Entry) -> Source | None:
     """The input that a file is, by its name; None when it is none."""
-    name = entry.path[entry.path.rfind("/") + 1 :].lower()
+    kind = _kind(entry.path[entry.path.rfind("/") + 1 :].lower())
+    return None if kind is None else Source(entry.path, kind, entry.size, entry.version, entry.modified)
+
+
+def _kind(name: str) -> Kind | None:
     if name.rfind(".") < 1:
         return None
     if name.endswith(IMAGE_SUFFIXES):
-        return Source(entry.path, "image", entry.size, entry.version)
+        return "image"
     if name.startswith("_"):
         return None
     if name.endswith(TABLE_SUFFIX):
-        return Source(entry.path, "parquet", entry.size, entry.version)
-    return Source(entry.path, "tar", entry.size, entry.version) if name.endswith(TAR_SUFFIX) else None
+        return "parquet"
+    return "tar" if name.endswith(TAR_SUFFIX) else None
 
 
 def _suffix(path: str) -> str:

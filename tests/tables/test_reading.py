@@ -105,14 +105,12 @@ def test_paths_are_read_from_the_folder_of_the_table(tmp_path: Path, as_struct: 
     assert "not a regular file" in read[7]["source_message"]
 
 
-@pytest.mark.parametrize("as_struct", [False, True])
-def test_the_version_of_a_file_that_a_path_names_goes_along(tmp_path: Path, as_struct: bool) -> None:
+def test_the_version_of_a_file_that_a_path_names_goes_along(tmp_path: Path) -> None:
     write_images(tmp_path, "a.png", "b.png")
-    paths = ["a.png", "gone.png", None, "b.png"]
-    cells = [{"bytes": None, "path": path} for path in paths] if as_struct else paths
-    path = write_table(tmp_path / "t.parquet", 4, group=3, image=pa.array(cells, STRUCT if as_struct else pa.string()))
+    path = write_table(tmp_path / "t.parquet", 4, group=3, image=["a.png", "gone.png", None, "b.png"])
     versions = [storage.stat(f"{tmp_path}/{name}").version for name in ("a.png", "b.png")]
     assert [row["image_version"] for row in _read(path, 0, 4)] == [versions[0], None, None, versions[1]]
+    assert _read(path, 1, 2)[0]["image_version"] is None, "all chunks of a table have the column"
     assert "image_version" not in _read(path, 0, 4, carry="none")[0]
     taken = write_table(tmp_path / "u.parquet", 1, image=["a.png"], image_version=["mine"])
     assert _read(taken, 0, 1)[0]["image_version"] == "mine"
