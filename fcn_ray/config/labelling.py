@@ -57,7 +57,9 @@ class SegmentConfig(Section):
     id_column: str | None = None
     """Parquet column that names each image; by default the file and row do."""
     carry: Literal["plain", "none"] | tuple[str, ...] = "plain"
-    """Input columns copied into the result rows: all but binary ones ("plain"), none, or those named."""
+    """Input columns copied into the result rows: all but binary ones ("plain"), none, or those named. Images of a tar
+    have one, `key`, which is WebDataset's; beside columns of paths there is `image_version`, of the file that was
+    read."""
     allow_paths: tuple[str, ...] = ()
     """Prefixes beside the input's folder or bucket that a table's paths and links may lead to; others: another run."""
     max_pixels: Positive = 100_000_000

@@ -72,7 +72,7 @@ class SegmentReport:
         for table in self.quarantined:
             yield f"not read: {table.path}: {table.reason}"
         if self.quarantined:
-            yield f"{self.n_quarantined} inputs could not be read and have no rows: mend them and run the command again"
+            yield f"inputs that could not be read and have no rows: {self.n_quarantined}; mend them and run this again"
         if self.older:
             yield f"{self.older} new inputs left out, older than {self.since}: the same job without --since takes them"
         if self.skipped_files:
