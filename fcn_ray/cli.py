@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import atexit
 import json
-import os
-import signal
-import sys
-import tempfile
-from functools import partial
 from pathlib import Path
-from types import FrameType
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 
@@ -21,11 +14,8 @@ from fcn_ray.errors import (
     EXIT_COMPLETE,
     AuditError,
     DataError,
-    FcnRayError,
     IncompleteError,
-    TerminatedError,
 )
-from fcn_ray.reports.console import log_plainly, plain_lines
 
 app = typer.Typer(
     name="fcn-ray",
@@ -44,48 +34,6 @@ Settings = Annotated[
 ]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to join (default: RAY_ADDRESS, else this machine).")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show the log lines of Ray and TensorFlow too.")]
-
-
-def main() -> None:
-    """Run the command line and exit with the codes of fcn_ray.errors."""
-    received: list[int] = []
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, partial(_interrupt, received))
-    log_plainly()
-    if not {"-v", "--verbose"} & set(sys.argv):
-        _divert_native_stderr()
-    try:
-        code = app(standalone_mode=False)
-    except FcnRayError as error:
-        _fail(f"error: {error}", error.exit_code)
-    except Exception as error:
-        if hasattr(error, "format_message"):  # a click usage error; click itself is typer's business
-            _fail(f"error: {error.format_message()}\nTry 'fcn-ray --help'.", getattr(error, "exit_code", 2))
-        raise
-    if received:  # typer makes one exit code of every interrupt
-        _fail("stopped: what is finished is safe; the same command goes on (train: with --resume)", 128 + received[0])
-    sys.exit(code if isinstance(code, int) else EXIT_COMPLETE)
-
-
-def _divert_native_stderr() -> None:
-    """Send what C++ code writes to stderr (Ray, TensorFlow: dozens of lines) to a file; Python keeps the real one."""
-    log = tempfile.NamedTemporaryFile("w", prefix="fcn-ray-native-", suffix=".log", delete=False)  # noqa: SIM115
-    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8")
-    os.dup2(log.fileno(), 2)
-    # A normal end needs no such log; after a crash this does not run, and the file stays.
-    atexit.register(Path(log.name).unlink, missing_ok=True)
-
-
-def _interrupt(received: list[int], number: int, _frame: FrameType | None) -> None:
-    """Interrupt the job once; a second signal while it puts things in order changes nothing."""
-    received.append(number)
-    if len(received) == 1:
-        raise TerminatedError if number == signal.SIGTERM else KeyboardInterrupt
-
-
-def _fail(message: str, code: int) -> NoReturn:
-    print(*plain_lines(message), sep="\n    ", file=sys.stderr)  # only a message of ours begins at the margin
-    sys.exit(code)
 
 
 def _version(wanted: bool) -> None:

@@ -9,7 +9,7 @@ images, or nothing.
 
 import sys
 
-from fcn_ray.cli import main
+from fcn_ray.__main__ import main
 
 if __name__ == "__main__":
     sys.argv.insert(1, "segment")

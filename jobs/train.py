@@ -7,7 +7,7 @@ Takes what `fcn-ray train` takes and ends with its exit codes.
 
 import sys
 
-from fcn_ray.cli import main
+from fcn_ray.__main__ import main
 
 if __name__ == "__main__":
     sys.argv.insert(1, "train")

@@ -52,12 +52,12 @@ def _predict(image: np.ndarray) -> Prediction:
 
 def main() -> None:
     """The command line, with this network."""
-    from fcn_ray import cli
+    from fcn_ray.__main__ import main as run
     from fcn_ray.inference import job
     from tests.benchmarks import null_model
 
     job.Predictor = null_model.NullPredictor  # type: ignore[assignment,misc] # by its real name, for the workers
-    cli.main()
+    run()
 
 
 if __name__ == "__main__":
