@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from fcn_ray.models.fcn import build_fcn as build_fcn
     from fcn_ray.models.surgery import convolutionalize as convolutionalize
     from fcn_ray.tables.audit import audit as audit
+    from fcn_ray.tables.current import read_masks as read_masks
     from fcn_ray.training.check import check as check
     from fcn_ray.training.job import train as train
 else:
@@ -53,6 +54,7 @@ else:
         "import_dataset": "fcn_ray.datasets.importing",
         "load_bundle": "fcn_ray.bundle",
         "load_config": "fcn_ray.config_text",
+        "read_masks": "fcn_ray.tables.current",
         "save_bundle": "fcn_ray.bundle",
         "segment": "fcn_ray.inference.job",
         "train": "fcn_ray.training.job",

@@ -234,7 +234,10 @@ def train(
     "fcn-ray segment -c segment.yaml --dry-run",
 )
 def segment(
-    input: Annotated[str | None, typer.Argument(help="Parquet file, image file, or a folder with both.")] = None,
+    input: Annotated[
+        str | None,
+        typer.Argument(help="Parquet, tar or image file, a folder with them, a 'pattern' in quotes, or @LIST."),
+    ] = None,
     output: Annotated[str | None, typer.Argument(help="Folder for the masks.")] = None,
     model: Annotated[str | None, typer.Option(help="Bundle folder, as `fcn-ray train` leaves it.")] = None,
     config: ConfigFile = None,
@@ -243,6 +246,10 @@ def segment(
     actors: Annotated[int | None, typer.Option(help="Actors that hold the network (0: by the cluster).")] = None,
     gpus_per_actor: Annotated[float | None, typer.Option(help="GPUs for each actor; may be a fraction.")] = None,
     max_bad_fraction: Annotated[float | None, typer.Option(help="More bad images than this end with code 3.")] = None,
+    max_bad_consecutive: Annotated[int | None, typer.Option(help="So many in a row end it early, code 3.")] = None,
+    since: Annotated[str | None, typer.Option(help="New inputs only since 2026-09-01, or 7d ago.")] = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try errors again that may pass.")] = False,
+    if_running: Annotated[str | None, typer.Option(help="When another job works here: join (warns) or fail.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what there is to do, and stop.")] = False,
     address: Address = None,
     settings: Settings = None,
@@ -262,6 +269,10 @@ def segment(
         "predict.actors": actors,
         "predict.gpus": gpus_per_actor,
         "max_bad_fraction": max_bad_fraction,
+        "max_bad_consecutive": max_bad_consecutive,
+        "since": since,
+        "retry_failed": "passing" if retry_failed else None,
+        "if_running": if_running,
         "address": address,
     }
     report = run(_load(SegmentConfig, config, settings, flags), dry_run=dry_run, verbose=verbose)

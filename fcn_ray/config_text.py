@@ -72,7 +72,7 @@ def flatten(config: Section) -> dict[str, Any]:
 
 
 def describe_config(kind: type[Section], prefix: str = "") -> list[tuple[str, str, str]]:
-    """(dotted key, default, meaning) of every knob of a job, in the order of config.py."""
+    """(dotted key, default, meaning) of every knob of a job, in the order of fcn_ray.config."""
     rows: list[tuple[str, str, str]] = []
     for name, field in kind.model_fields.items():
         if isinstance(field.default, Section):

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 EXIT_COMPLETE = 0
 EXIT_BAD_IMAGES = 3
-"""Complete, but more bad images than the limit allows, or input files that could not be opened."""
+"""Complete, or ended early: more bad images than the limits allow; or input files that could not be opened."""
 
 
 class FcnRayError(Exception):

@@ -62,7 +62,10 @@ def evaluate(
         confusion += _compare(label, index.take(label), label_set)
         images += 1
     if not images:
-        raise ConfigError(f"{labels} holds no labels; expected Parquet with a {mask_column!r} column, or id PNGs")
+        raise ConfigError(
+            f"{labels} holds no labels; expected Parquet with a {mask_column!r} column, or a folder of id PNGs "
+            "(patterns, lists and tars are not read here)"
+        )
     return Evaluation(label_set, confusion, scores(confusion), images, index.count_left())
 
 

@@ -184,6 +184,21 @@ def test_other_classes_are_refused(run, tmp_path):
         evaluate(run, write_labels(tmp_path / "street.parquet", [LABEL_A]), classes=["road", "car"])
 
 
+def test_masks_of_a_tar_are_told_apart_and_named_for_labels_that_do_not_meet_them(tmp_path):
+    run = write_run(tmp_path / "run", [result("a.tar", 0, MASK_A), result("a.tar", 1, MASK_B)])
+    (tmp_path / "labels").mkdir()
+    (tmp_path / "labels" / "0001.png").write_bytes(encoded(LABEL_A))
+    with pytest.raises(DataError, match=r"no mask for '0001' \(it has one for 'a.tar#0'\)"):
+        evaluate(run, str(tmp_path / "labels"))
+
+
+@pytest.mark.parametrize("labels", ["labels/*.png", "@labels.txt", "labels.tar"])
+def test_patterns_lists_and_tars_of_labels_are_an_error(run, tmp_path, labels):
+    (tmp_path / "labels.tar").write_bytes(bytes(1024))
+    with pytest.raises(ConfigError, match=r"patterns, lists and tars are not read here"):
+        evaluate(run, f"{tmp_path}/{labels}")
+
+
 def test_class_names_may_come_from_the_labels(tmp_path):
     run = write_run(tmp_path / "run", [result("street.parquet", 0, MASK_A)], labels=None)
     assert evaluate(run, write_labels(tmp_path / "street.parquet", [LABEL_A], names=NAMES)).labels == NAMES

@@ -4,29 +4,35 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import asdict
-from typing import Any
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, replace
+from datetime import datetime
 
 import ray
 
 from fcn_ray import __version__, cluster, storage
 from fcn_ray.bundle import Bundle, load_bundle
 from fcn_ray.config import PredictConfig, SegmentConfig
-from fcn_ray.errors import EXIT_BAD_IMAGES, EXIT_COMPLETE, IncompleteError, StorageError
+from fcn_ray.errors import EXIT_BAD_IMAGES, EXIT_COMPLETE, ForeignOutputError, IncompleteError
+from fcn_ray.inference.bad_limits import BadLimits
+from fcn_ray.inference.labelling import Labelling
+from fcn_ray.inference.limits import Limits
 from fcn_ray.inference.pipeline import Actors, build_pipeline
 from fcn_ray.inference.predictor import Predictor
+from fcn_ray.inference.preparing import PrepareChunks
 from fcn_ray.inference.report import SegmentReport
 from fcn_ray.inference.stages import CommitChunks, DecodeImages, ReadChunks, read_receipts
-from fcn_ray.reports.progress import Progress
+from fcn_ray.inference.status import JobStatus
+from fcn_ray.inference.work import Work, finish_work, plan_work, preview_work
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.commit import Receipt
-from fcn_ray.tables.manifest import finish
-from fcn_ray.tables.plan import extend_plan, pending_chunks, preview_plan
+from fcn_ray.tables.inputs import absolute_input
+from fcn_ray.tables.lock import RunLock
 from fcn_ray.tables.planfile import ChunkRef
-from fcn_ray.tables.runs import Run, check_output, fingerprint, open_run, run_uri, write_status
+from fcn_ray.tables.runs import Run, check_output, fingerprint, open_run, run_uri
 from fcn_ray.tables.schema import OK
+from fcn_ray.tables.since import parse_since
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +43,12 @@ DECODER_VERSION = 2
 def segment(config: SegmentConfig, *, dry_run: bool = False, verbose: bool = False) -> SegmentReport:
     """Give every image of `config.input` exactly one result row in `config.output`; what is done is skipped.
 
-    With `dry_run` nothing is written and Ray is not started. Raises FcnRayError subclasses; IncompleteError means that
-    the same call goes on. KeyboardInterrupt passes through: what is committed is safe.
+    With `dry_run` nothing is written and Ray is not started. Too many bad images end it early, which the report says.
+    Raises FcnRayError subclasses; IncompleteError means that the same call goes on. KeyboardInterrupt passes through:
+    what is committed is safe.
     """
     start = time.monotonic()
+    since = parse_since(config.since) if config.since else None
     bundle = load_bundle(config.model)
     columns = Columns(config.image_column, config.id_column, config.carry)
     identity = {
@@ -51,62 +59,98 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, verbose: bool = Fal
         "columns": asdict(columns),  # other images, ids or carried columns are other rows
     }
     if dry_run:
-        return _preview(config, columns, fingerprint(identity, bundle.labels))
+        return _preview(config, columns, fingerprint(identity, bundle.labels), since)
     about = {"fcn_ray": __version__, "ray": ray.__version__, "config": config.model_dump(mode="json")}
     run = open_run(config.output, config.input, identity, bundle.labels, about)
-    status = _Status(run)
-    labelling = _Labelling(start)
-    try:
-        status.write("planning")
-        log = extend_plan(run.uri, run.input, config.chunk, columns)
-        pending = list(pending_chunks(log))
-        todo = sum(chunk.n_rows for chunk in pending)
-        status.write("running", images=log.rows, skipped=log.rows - todo, done=0)
-        if pending:
-            _connect(config, verbose)
-            labelling.follow(_receipts(config, bundle, run, columns, pending), todo, status)
-        manifest = finish(run, log, labelling.receipts)
-    except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt)
-        code = getattr(error, "exit_code", None if stopped else 1)
-        status.write("stopped" if stopped else "failed", error=str(error)[:500], exit_code=code)
-        raise
-    bad = manifest.bad_rows
-    too_bad = bad > config.max_bad_fraction * log.rows or log.listing.n_quarantined > 0
-    code = EXIT_BAD_IMAGES if too_bad else EXIT_COMPLETE
-    status.write("complete", done=todo, bad=bad, quarantined=log.listing.n_quarantined, exit_code=code)
+    lock = RunLock(run.uri)
+    _heed(lock.find_other(), run, config)
+    labelling = Labelling(start)
+    with JobStatus(run, lock) as status:
+        try:
+            status.write("planning")
+            work = plan_work(run, config, columns, since)
+            status.write("running", images=work.images, skipped=work.skipped, done=0)
+            if work.pending:
+                _connect(config, verbose)
+                limits = BadLimits(config.max_bad_fraction, config.max_bad_consecutive, work.images, work.stale)
+                labelling.follow(_receipts(config, bundle, run, columns, work.pending), work.todo, limits, status)
+            ended_early = labelling.stopped is not None and labelling.done < work.todo
+            statuses = labelling.statuses if ended_early else finish_work(run, work, labelling.receipts)
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt)
+            code = getattr(error, "exit_code", None if stopped else 1)
+            status.write("stopped" if stopped else "failed", error=str(error)[:500], exit_code=code)
+            raise
+        report = _report(config, run, work, labelling, statuses, since)
+        facts = {"done": report.labelled, "bad": report.bad, "quarantined": work.log.listing.n_quarantined}
+        why = {} if report.stopped is None else {"error": report.stopped}
+        code = EXIT_BAD_IMAGES if report.too_bad else EXIT_COMPLETE
+        status.write("stopped" if ended_early else "complete", **facts, **why, exit_code=code)
+    return replace(report, seconds=time.monotonic() - start)
+
+
+def _heed(other: str | None, run: Run, config: SegmentConfig) -> None:
+    """Raise ForeignOutputError, or warn, when another job works on the run."""
+    if other is None:
+        return
+    if config.if_running == "fail":
+        raise ForeignOutputError(f"{run.uri} is worked on by {other}; wait for its end, or set if_running to join")
+    logger.warning("%s is worked on by %s; both go on, and each image is still done once", run.uri, other)
+
+
+def _report(
+    config: SegmentConfig,
+    run: Run,
+    work: Work,
+    labelling: Labelling,
+    statuses: Mapping[str, int],
+    since: datetime | None,
+) -> SegmentReport:
+    listing = work.log.listing
+    bad = sum(statuses.values()) - statuses.get(OK, 0)
     return SegmentReport(
         run=run.uri,
-        images=log.rows,
-        labelled=todo,
-        skipped=log.rows - todo,
-        statuses=manifest.statuses,
-        quarantined=tuple(log.listing.quarantined),
-        skipped_files=log.listing.skipped,
-        seconds=time.monotonic() - start,
+        images=work.images,
+        labelled=labelling.done,
+        skipped=work.skipped,
+        statuses=statuses,
+        quarantined=tuple(listing.quarantined),
+        n_quarantined=listing.n_quarantined,
+        skipped_files=listing.skipped,
+        older=listing.older,
+        since=_format(since),
         first_commit_seconds=labelling.first_commit_seconds,
         images_per_second=labelling.images_per_second,
-        too_bad=too_bad,
+        too_bad=bad > config.max_bad_fraction * work.images or listing.n_quarantined > 0 or bool(labelling.stopped),
+        stopped=labelling.stopped,
+        left=work.todo - labelling.done,
     )
 
 
-def _preview(config: SegmentConfig, columns: Columns, run_id: str) -> SegmentReport:
+def _preview(config: SegmentConfig, columns: Columns, run_id: str, since: datetime | None) -> SegmentReport:
     """What a job would do: the stored plan's pending chunks and what the input has beyond the plan."""
-    output, input_uri = storage.absolute(config.output), storage.absolute(config.input)
+    output, input_uri = storage.absolute(config.output), absolute_input(config.input)
     check_output(output, input_uri)
     uri = run_uri(output, run_id)
-    log = preview_plan(uri, input_uri, config.chunk, columns)
-    todo = log.new_rows + sum(chunk.n_rows for chunk in pending_chunks(log))
+    work, todo = preview_work(uri, input_uri, config, columns, since)
+    listing = work.log.listing
     return SegmentReport(
         run=uri,
-        images=log.rows,
+        images=work.images,
         labelled=0,
-        skipped=log.rows - todo,
+        skipped=work.images - todo,
         statuses={},
-        quarantined=tuple(log.listing.quarantined),
-        skipped_files=log.listing.skipped,
+        quarantined=tuple(listing.quarantined),
+        n_quarantined=listing.n_quarantined,
+        skipped_files=listing.skipped,
+        older=listing.older,
+        since=_format(since),
         dry_run=True,
     )
+
+
+def _format(since: datetime | None) -> str:
+    return since.isoformat(" ", "seconds") if since else ""
 
 
 def _connect(config: SegmentConfig, verbose: bool) -> None:
@@ -130,8 +174,8 @@ def _count_actors(predict: PredictConfig) -> int:
 
 
 def _receipts(
-    config: SegmentConfig, bundle: Bundle, run: Run, columns: Columns, pending: list[ChunkRef]
-) -> Iterator[Receipt]:
+    config: SegmentConfig, bundle: Bundle, run: Run, columns: Columns, pending: Sequence[ChunkRef]
+) -> Generator[Receipt, None, None]:
     """Run the pipeline: the receipt of every chunk as soon as it is committed.
 
     Raises IncompleteError when Ray gives up, or the FcnRayError that a stage raised.
@@ -143,18 +187,25 @@ def _receipts(
         "threads": predict.threads,
         "batch_pixels": predict.batch_pixels,
         "tile_pixels": predict.tile_pixels,
+        "run_uri": run.uri,
     }
-    dataset = build_pipeline(
-        pending,
+    prepare = PrepareChunks(
         ReadChunks(run.uri, run.input, columns),
         DecodeImages(config.max_pixels),
+        Limits(config.decode_seconds, config.decode_memory),
+    )
+    dataset = build_pipeline(
+        pending,
+        prepare,
         Actors(Predictor, arguments, _count_actors(predict), predict),
         CommitChunks(run, bundle.labels, bundle.digest),
         config.decode_cpus,
     )
+    batches = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
     try:
-        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            yield from read_receipts(batch)
+        with closing(batches):  # takes the actors down, however it ends
+            for batch in batches:
+                yield from read_receipts(batch)
     except (ray.exceptions.RayError, RuntimeError) as error:
         own = cluster.find_own_error(error)
         if own is not None:
@@ -162,47 +213,3 @@ def _receipts(
         raise IncompleteError(
             f"the pipeline stopped: {cluster.last_line(error)}. What is committed is safe: the same command goes on"
         ) from error
-
-
-class _Status:
-    """Keeps status.json current: the truth about a job for whoever cannot see its exit code."""
-
-    def __init__(self, run: Run) -> None:
-        self._run = run
-        self._facts: dict[str, Any] = {"run": run.run_id, "input": run.input, "started": time.time()}
-
-    def write(self, state: str, **facts: Any) -> None:
-        """`state` is planning, running, complete, stopped or failed. A status that cannot be written stops no job."""
-        self._facts |= facts
-        try:
-            write_status(self._run, {"state": state, "updated": time.time(), **self._facts})
-        except StorageError as error:
-            logger.warning("status.json is not current: %s", error)
-
-
-class _Labelling:
-    """What has come out of the pipeline so far."""
-
-    def __init__(self, start: float) -> None:
-        self.receipts: list[Receipt] = []
-        self.first_commit_seconds: float | None = None
-        self.images_per_second: float | None = None
-        self._start = start
-
-    def follow(self, receipts: Iterator[Receipt], todo: int, status: _Status) -> None:
-        """Take receipts as they come; one progress line, and status.json, follow them."""
-        done = bad = first = 0
-        first_time = self._start
-        statuses: Counter[str] = Counter()
-        with Progress(todo, write_status=lambda facts: status.write("running", **facts)) as progress:
-            for receipt in receipts:
-                self.receipts.append(receipt)
-                statuses.update(receipt.statuses)
-                done, bad = statuses.total(), statuses.total() - statuses[OK]
-                now = time.monotonic()
-                if self.first_commit_seconds is None:
-                    first, first_time = done, now
-                    self.first_commit_seconds = now - self._start
-                elif now > first_time:
-                    self.images_per_second = (done - first) / (now - first_time)
-                progress.update(done, bad)

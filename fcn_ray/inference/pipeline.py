@@ -15,11 +15,16 @@ import ray.data
 from ray.data import ActorPoolStrategy, Dataset
 
 from fcn_ray.config import PredictConfig
-from fcn_ray.inference.stages import CommitChunks, DecodeImages, ReadChunks
+from fcn_ray.inference.preparing import PrepareChunks
+from fcn_ray.inference.stages import CommitChunks
 from fcn_ray.tables.planfile import ChunkRef
 
 MAX_TASK_RETRIES = 2
-"""A chunk that took its process down three times fails the job; Ray's own default is to try for ever."""
+"""A chunk that took its task down three times ends the job; Ray's own default is to try for ever."""
+
+MAX_PREDICT_RETRIES = 10
+"""The same for a chunk and its actor. More, since every second death settles one image, and chunks that wait for the
+same actor are counted as tried too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +39,7 @@ class Actors:
 
 def build_pipeline(
     chunks: Sequence[ChunkRef],
-    read: ReadChunks,
-    decode: DecodeImages,
+    prepare: PrepareChunks,
     predict: Actors,
     commit: CommitChunks,
     stage_cpus: float,
@@ -51,35 +55,23 @@ def build_pipeline(
     options.raise_original_map_exception = True  # an error of ours must come out as one
     options.execution_options.preserve_order = False
     retried: dict[str, Any] = {"max_retries": MAX_TASK_RETRIES}
-    restarts = predict.config.max_restarts
-    restarted: dict[str, Any] = {"max_restarts": restarts, "max_task_retries": restarts}
+    restarts = {"max_restarts": predict.config.max_restarts, "max_task_retries": MAX_PREDICT_RETRIES}
     whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
+    # One call at a time, but in the actor's own thread: in another one it would not know its attempt.
+    actors = ActorPoolStrategy(size=predict.count, max_tasks_in_flight_per_actor=2, enable_true_multi_threading=True)
     # map_batches_internal: the public method refuses GPUs with whole blocks, and finite retries (DECISIONS 6).
     with ray.data.DataContext.current(options):
         blocks = ray.data.from_arrow([pa.Table.from_pylist([asdict(chunk)]) for chunk in chunks])
     return (
-        blocks.map_batches_internal(Chain((read, decode)), num_cpus=stage_cpus, **whole, **retried)
+        blocks.map_batches_internal(prepare, num_cpus=stage_cpus, **whole, **retried)
         .map_batches_internal(
             predict.stage,
             fn_constructor_kwargs=dict(predict.arguments),
-            compute=ActorPoolStrategy(size=predict.count, max_tasks_in_flight_per_actor=2),
+            compute=actors,
             num_cpus=predict.config.cpus,
             num_gpus=predict.config.gpus,
             **whole,
-            **restarted,
+            **restarts,
         )
         .map_batches_internal(commit, num_cpus=stage_cpus, **whole, **retried)
     )
-
-
-class Chain:
-    """Several stages as one: what reads a chunk also decodes it, and nothing encoded crosses a process border."""
-
-    def __init__(self, stages: Sequence[Callable[[Any], Any]]) -> None:
-        self.stages = stages
-
-    def __call__(self, table: Any) -> Any:
-        """The stages in order."""
-        for stage in self.stages:
-            table = stage(table)
-        return table

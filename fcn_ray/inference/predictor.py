@@ -16,12 +16,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from fcn_ray import cluster
 from fcn_ray.bundle import Bundle, load_bundle
 from fcn_ray.errors import BundleError, ConfigError, FcnRayError
 from fcn_ray.images.geometry import group_by_size, pad_batch
 from fcn_ray.images.tiling import Tile, paste, plan_tiles, whole_image
 from fcn_ray.inference.stages import PIXELS, replace_columns
+from fcn_ray.tables.attempts import Attempts
 from fcn_ray.tables.schema import (
+    CHUNK_ID,
     CLASS_PIXELS,
     ERROR,
     HEIGHT,
@@ -82,15 +85,24 @@ class Prediction:
         return float((self._confidence[present] / self.class_pixels[present]).min())
 
 
+class _CrashError(Exception):
+    """An image that killed the process which predicted it."""
+
+
 class Predictor:
     """Stage with state, one in each actor.
 
     Reads: pixels, height, width, status. Adds: mask (raw ids), class_pixels, confidences. Drops: pixels.
     """
 
-    def __init__(self, bundle: str, digest: str, threads: int, batch_pixels: int, tile_pixels: int) -> None:
-        """Load the bundle and check that it is the one with `digest`; the first image finds the network warm."""
-        self._batch_pixels, self._tile_pixels = batch_pixels, tile_pixels
+    def __init__(
+        self, bundle: str, digest: str, threads: int, batch_pixels: int, tile_pixels: int, run_uri: str = ""
+    ) -> None:
+        """Load the bundle and check that it is the one with `digest`; the first image finds the network warm.
+
+        In the folder `run_uri` it leaves marks when a chunk has taken an actor down.
+        """
+        self._batch_pixels, self._tile_pixels, self._run_uri = batch_pixels, tile_pixels, run_uri
         self._refused: FcnRayError | None = None
         try:
             self._network = compile_network(_load(bundle, digest), threads)
@@ -98,18 +110,42 @@ class Predictor:
             self._refused = error
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """One chunk, in its order; an image that cannot be predicted becomes a row with status `predict`."""
+        """One chunk, in its order; an image that cannot be predicted becomes a row with status `predict` or `crash`."""
         if self._refused is not None:
             raise self._refused
         status, errors = table[STATUS].to_pylist(), table[ERROR].to_pylist()
         good = [i for i, s in enumerate(status) if s == OK]
+        images = decode_pixels(table, good)
+        if cluster.attempt() == 0:
+            outcomes = self.predict(images)
+        else:
+            outcomes = self._predict_one_by_one(images, good, table[CHUNK_ID][0].as_py())
         found: list[Prediction | None] = [None] * len(table)
-        for row, outcome in zip(good, self.predict(decode_pixels(table, good)), strict=True):
+        for row, outcome in zip(good, outcomes, strict=True):
             if isinstance(outcome, Prediction):
                 found[row] = outcome
+            elif isinstance(outcome, _CrashError):
+                status[row], errors[row] = "crash", str(outcome)
             else:
                 status[row], errors[row] = "predict", trim_error(f"{type(outcome).__name__}: {outcome}")
         return replace_columns(table, {STATUS: status, ERROR: errors} | prediction_columns(found), drop=[PIXELS])
+
+    def _predict_one_by_one(
+        self, images: list[np.ndarray], rows: list[int], chunk_id: str
+    ) -> list[Prediction | Exception]:
+        """The same for a chunk that took an actor down, with a mark before each image; killers are left out."""
+        place = cluster.here()
+        attempts = Attempts(self._run_uri, chunk_id, place.job, place.node, place.alive)
+        logger.warning("chunk %s, or one beside it, took its actor down: its images are predicted one by one", chunk_id)
+        outcomes: list[Prediction | Exception] = []
+        for row, image in zip(rows, images, strict=True):
+            if row in attempts.crashed:
+                outcomes.append(_CrashError("the process that predicted it, and nothing else, died"))
+                continue
+            attempts.begin(row)
+            outcomes += self.predict([image])
+        attempts.end()
+        return outcomes
 
     def predict(self, images: list[np.ndarray]) -> list[Prediction | Exception]:
         """What each image (H, W, 3) uint8 RGB is given, or what went wrong with it."""
@@ -141,7 +177,7 @@ class Predictor:
     def _predict_group(
         self, images: list[np.ndarray], work: list[tuple[int, Tile]], found: list[Prediction | Exception]
     ) -> None:
-        """Predict windows of one size; when they fail together, each has its own try."""
+        """Predict windows of one size; when they fail together, as for want of memory, each half has its own try."""
         try:
             parts = self._predict_batch([(images[index], tile) for index, tile in work])
         except Exception as error:  # the row border: whatever the network raises belongs to these images
@@ -149,9 +185,10 @@ class Predictor:
                 _try_out(self._network.predict)  # when nothing works any more it is the device, and no image's fault
                 found[work[0][0]] = error
                 return
-            logger.warning("a batch of %d images failed (%s); trying one by one", len(work), error)
-            for one in work:
-                self._predict_group(images, [one], found)
+            logger.warning("a batch of %d images failed (%s); trying its halves", len(work), error)
+            half = len(work) // 2
+            self._predict_group(images, work[:half], found)
+            self._predict_group(images, work[half:], found)
             return
         for (index, tile), part in zip(work, parts, strict=True):
             outcome = found[index]

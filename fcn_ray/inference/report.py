@@ -17,14 +17,16 @@ class SegmentReport:
     run: str
     """Folder of the run."""
     images: int
-    """Images in the run, bad ones included."""
+    """Images in the run, bad ones included; one that changed or was tried again counts once."""
     labelled: int
     """Images that this job gave a result."""
     skipped: int
     """Images that had one before."""
     statuses: Mapping[str, int]
-    """Images of the run by status; only of this job's plan in a dry run."""
+    """Images of the run by status, by the row that counts; of this job alone when it ended early, none in a dry run."""
     quarantined: tuple[Quarantined, ...] = ()
+    """The first 1000 inputs that could not be used; `n_quarantined` counts all."""
+    n_quarantined: int = 0
     seconds: float = 0.0
     first_commit_seconds: float | None = None
     """From the call to the first committed chunk."""
@@ -32,13 +34,21 @@ class SegmentReport:
     """Between the first and the last committed chunk: without the start."""
     dry_run: bool = False
     too_bad: bool = False
-    """More bad images than `max_bad_fraction`, or tables that could not be read: exit code 3."""
+    """More bad images than the limits allow, or inputs that could not be read: exit code 3."""
     skipped_files: Mapping[str, int] = field(default_factory=dict)
-    """Files that are neither images nor tables, by suffix."""
+    """Files that are neither images, tables nor tars, by suffix."""
+    older: int = 0
+    """New inputs that were left out because they are older than `since`."""
+    since: str = ""
+    """The moment that `since` stands for."""
+    stopped: str | None = None
+    """Why the job ended early, or at its last image: too many were bad."""
+    left: int = 0
+    """Images that are still to do."""
 
     @property
     def bad(self) -> int:
-        """Images of the run without a mask."""
+        """Images without a mask among those of `statuses`."""
         return sum(count for status, count in self.statuses.items() if status != OK)
 
     def lines(self) -> Iterator[str]:
@@ -52,12 +62,21 @@ class SegmentReport:
                 yield f"{self.skipped} images skipped: they were done before"
         else:
             yield f"nothing to do: all {self.images} images were done before"
+        if self.stopped:
+            end = f": {self.left} images are still to do, and the same command goes on" if self.left else " at the end"
+            yield f"stopped{end}: {self.stopped}"
         if self.bad:
             kinds = ", ".join(f"{count} {status}" for status, count in self.statuses.items() if status != OK)
-            yield f"{self.bad} of {self.images} images have no mask: {kinds} (columns status and error say why)"
+            of = self.labelled if self.left else self.images
+            yield f"{self.bad} of {of} images have no mask: {kinds} (columns status and error say why)"
         for table in self.quarantined:
             yield f"not read: {table.path}: {table.reason}"
+        if self.quarantined:
+            yield f"inputs that could not be read and have no rows: {self.n_quarantined}; mend them and run this again"
+        if self.older:
+            yield f"{self.older} new inputs left out, older than {self.since}: the same job without --since takes them"
         if self.skipped_files:
             kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(self.skipped_files.items()))
-            yield f"not images, left out: {kinds}"
+            packed = "; a packed tar is read when it is unpacked to a .tar" if ".tar." in kinds else ""
+            yield f"left out, by suffix: {kinds}{packed}"
         yield f"{'would write to' if self.dry_run else 'masks'}: {self.run}"

@@ -7,7 +7,7 @@ adds and drops. Images travel as uint8 bytes with their height and width. A row 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -40,6 +40,7 @@ from fcn_ray.tables.schema import (
     WIDTH,
     trim_error,
 )
+from fcn_ray.tables.sources import TABLE_SUFFIX, TAR_SUFFIX
 
 PIXELS = "pixels"
 """Decoded image as uint8 bytes, row-major RGB; null for a bad image. Lives between decode and predict only."""
@@ -69,10 +70,10 @@ class DecodeImages:
 
     max_pixels: int
 
-    def __call__(self, table: pa.Table) -> pa.Table:
-        """The stage."""
+    def __call__(self, table: pa.Table, begin_image: Callable[[], None] = lambda: None) -> pa.Table:
+        """The stage; it calls `begin_image` before each image that it decodes."""
         rows = [
-            self._decode(*(value.as_py() for value in cells))
+            self._decode(begin_image, *(value.as_py() for value in cells))
             for cells in zip(table[IMAGE], table[SOURCE_ERROR], table[SOURCE_MESSAGE], strict=True)
         ]
         pixels, shapes, status, error, flags = zip(*rows, strict=True)
@@ -87,10 +88,11 @@ class DecodeImages:
         return replace_columns(table, added, drop=[IMAGE, SOURCE_ERROR, SOURCE_MESSAGE])
 
     def _decode(
-        self, data: bytes | None, source_error: str | None, message: str | None
+        self, begin_image: Callable[[], None], data: bytes | None, source_error: str | None, message: str | None
     ) -> tuple[bytes | None, tuple[int, ...] | None, str, str | None, list[str]]:
         if source_error is not None:
             return None, None, source_error, trim_error(message or source_error), []
+        begin_image()
         try:
             decoded = decode_image(data, self.max_pixels)
         except ImageError as error:
@@ -141,7 +143,7 @@ def _encode(cell: pa.Scalar, height: int, width: int) -> bytes:
 def _mask_name(path: str, row: int) -> str:
     """What a viewer may call the mask: a name in the image's place, never a path that leaves it."""
     stem = path.rpartition("/")[2].rpartition(".")[0] or path.rpartition("/")[2]
-    return f"{stem}.png" if not path.lower().endswith(".parquet") else f"{stem}-{row}.png"
+    return f"{stem}-{row}.png" if path.lower().endswith((TABLE_SUFFIX, TAR_SUFFIX)) else f"{stem}.png"
 
 
 def replace_columns(table: pa.Table, columns: Mapping[str, Any], drop: Sequence[str] = ()) -> pa.Table:

@@ -23,7 +23,7 @@ CONNECT_SECONDS, READ_SECONDS = 10, 60
 PAGE_KEYS = 1000
 """Keys in a page of a listing; the store gives no more."""
 
-_FIELDS = "items(name,size,generation),prefixes,nextPageToken"
+_FIELDS = "items(name,size,generation,timeCreated),prefixes,nextPageToken"
 
 # What Google's answers say of too many requests (some come with 403), of a body that does not have the checksum that
 # came with it (400), and of a bucket that is not there (404).
@@ -41,7 +41,7 @@ def head(uri: str) -> Found:
 
 
 def _found(blob: Any) -> Found:
-    return Found(blob.size, str(blob.generation))
+    return Found(blob.size, str(blob.generation), blob.time_created and blob.time_created.timestamp())
 
 
 def keys(uri: str) -> Iterator[tuple[str, Found]]:

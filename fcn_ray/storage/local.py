@@ -107,7 +107,7 @@ def _is_utf8(name: str) -> bool:
 
 
 def _entry(path: str, status: os.stat_result) -> Entry:
-    return Entry(path, status.st_size, f"{status.st_size}-{status.st_mtime_ns}")
+    return Entry(path, status.st_size, f"{status.st_size}-{status.st_mtime_ns}", status.st_mtime)
 
 
 def read_bytes(uri: str) -> bytes:

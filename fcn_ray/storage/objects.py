@@ -47,7 +47,7 @@ def stat(uri: str) -> Entry:
 
 
 def _entry(path: str, found: Found) -> Entry:
-    return Entry(path, found.size, f"{found.size}-{found.etag.strip(chr(34))}")
+    return Entry(path, found.size, f"{found.size}-{found.etag.strip(chr(34))}", found.modified)
 
 
 def absolute(uri: str) -> str:

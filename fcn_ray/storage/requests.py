@@ -6,7 +6,7 @@ import os
 import random
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from time import monotonic, sleep
 from typing import TypeVar
 
@@ -23,10 +23,12 @@ FIRST_PAUSE, LONGEST_PAUSE = 0.2, 20.0
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What a store says of an object: its bytes, and a tag that changes with its content."""
+    """What a store says of an object: its bytes, a tag that changes with its content, and when it was modified, in
+    seconds since 1970."""
 
     size: int
     etag: str
+    modified: float | None = field(default=None, compare=False)
 
 
 class Missing(StorageError):  # noqa: N818 (names say what was found)

@@ -49,7 +49,7 @@ def head(uri: str) -> Found:
     """What the store says of the object. Raises Missing."""
     bucket, key = split(uri)
     answer = _ask(uri, lambda client: client.head_object(Bucket=bucket, Key=key))
-    return Found(answer["ContentLength"], answer["ETag"])
+    return Found(answer["ContentLength"], answer["ETag"], _modified(answer))
 
 
 def keys(uri: str) -> Iterator[tuple[str, Found]]:
@@ -57,7 +57,7 @@ def keys(uri: str) -> Iterator[tuple[str, Found]]:
     bucket, prefix = split_folder(uri)
     for page in _pages(uri, Bucket=bucket, Prefix=prefix):
         for found in page.get("Contents", ()):
-            yield found["Key"][len(prefix) :], Found(found["Size"], found["ETag"])
+            yield found["Key"][len(prefix) :], Found(found["Size"], found["ETag"], _modified(found))
 
 
 def folders(uri: str) -> Iterator[str]:
@@ -66,6 +66,11 @@ def folders(uri: str) -> Iterator[str]:
     for page in _pages(uri, Bucket=bucket, Prefix=prefix, Delimiter="/"):
         for found in page.get("CommonPrefixes", ()):
             yield found["Prefix"][len(prefix) : -1]
+
+
+def _modified(answer: Any) -> float | None:
+    time = answer.get("LastModified")
+    return None if time is None else float(time.timestamp())
 
 
 def _folder(uri: str) -> tuple[str, str]:
@@ -99,7 +104,7 @@ def fetch(uri: str, limit: int) -> tuple[Found, bytes | None]:
 
     def request(client: Any) -> tuple[Found, bytes | None]:
         answer = client.get_object(Bucket=bucket, Key=key)
-        found = Found(answer["ContentLength"], answer["ETag"])
+        found = Found(answer["ContentLength"], answer["ETag"], _modified(answer))
         if found.size <= limit:
             return found, _body(answer)
         answer["Body"].close()

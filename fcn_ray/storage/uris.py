@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fcn_ray.errors import ConfigError
@@ -14,11 +14,13 @@ OBJECT_SCHEMES = ("s3", "gs", "az")
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One stored file: its path below the listed root (with /), its bytes, its version (changes with the content)."""
+    """One stored file: its path below the listed root (with /), its bytes, its version (changes with the content), and
+    when it was modified, in seconds since 1970, if its store says so."""
 
     path: str
     size: int
     version: str
+    modified: float | None = field(default=None, compare=False)
 
 
 def scheme_of(uri: str) -> str:

@@ -8,6 +8,9 @@ runs                the run folder and whose it is
 maskfile, commit    a chunk's results as a file; putting it, once
 manifest            the end of a run: digests of everything
 audit*              the proof, which shares no code with the modules above
+superseded          which rows newer plans have again
+current             read_masks: the rows that count, as a dataset
+statuses, retry     how rows ended; planning those that failed once more
 lookup              finding the mask of a label again
 schema              every column's name, and the status codes
 """

@@ -1,6 +1,7 @@
 """The audit of a run's plan log: is every chunk's id right, and every input version in one plan, each row in one chunk.
 
-Shares no code with the writer.
+Plans of the kind "retry" list rows again: only rows that a plan before them has, none of them twice. Shares no code
+with the writer.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ import hashlib
 import heapq
 import io
 import json
-from collections.abc import Iterable, Iterator
-from itertools import groupby
+from collections.abc import Container, Iterable, Iterator
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -33,7 +34,12 @@ _TYPES = {
 }
 """The columns that are checked, and what they are in Arrow."""
 
-_METADATA = {b"ARROW:schema", b"fcn_ray.chunks", b"fcn_ray.rows", b"fcn_ray.seal"}
+_TAR_TYPES = {"offset": pa.int64(), "offset_row": pa.int64()}
+"""More columns in the plans of versions that know tars."""
+
+_KINDS = {"image", "parquet", "tar"}
+
+_METADATA = {b"ARROW:schema", b"fcn_ray.chunks", b"fcn_ray.kind", b"fcn_ray.rows", b"fcn_ray.seal"}
 """The keys of a plan's metadata: one that is damaged is another one."""
 
 
@@ -47,6 +53,8 @@ class PlanRow(NamedTuple):
     kind: str
     chunk_id: str
     plan: int
+    offset: int = 0
+    offset_row: int = 0
 
 
 def plan_file(run_uri: str, number: int) -> str:
@@ -68,10 +76,13 @@ def check_plan(run_uri: str, number: int) -> Iterator[Problem]:
         metadata = pq.read_metadata(io.BytesIO(data))
         marks = metadata.metadata or {}
         yield from (("plan", message) for _, message in check_seal(data, metadata))
+        kind = marks.get(b"fcn_ray.kind")
+        if kind not in (None, b"retry"):
+            yield "plan", f"is of the unknown kind {kind!r}"
         for chunk_id, rows in read_chunks(run_uri, number):
             chunks += 1
             images += sum(row.n_rows for row in rows)
-            yield from _check_chunk(chunk_id, rows)
+            yield from _check_chunk(chunk_id, rows, kind == b"retry")
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         yield "plan", f"cannot be read: {error!r}"
         return
@@ -83,8 +94,16 @@ def check_plan(run_uri: str, number: int) -> Iterator[Problem]:
         yield "plan", f"has metadata {unknown}, which are none of ours"
 
 
-def check_coverage(run_uri: str, numbers: Iterable[int]) -> Iterator[Problem]:
-    """Input versions in more than one plan, and rows in no chunk or in two; a merge of the sorted plans."""
+def find_retries(run_uri: str, numbers: Iterable[int]) -> set[int]:
+    """Which of these plans list rows again."""
+    return {number for number in numbers if _is_retry(run_uri, number)}
+
+
+def check_coverage(run_uri: str, numbers: Iterable[int], retries: Container[int] = ()) -> Iterator[Problem]:
+    """Input versions in more than one plan, rows in no chunk or in two, retries of what was not planned before.
+
+    A merge of the sorted plans; those whose number is in `retries` may list rows again.
+    """
     streams = [_read_rows(run_uri, number) for number in numbers]
     merged = heapq.merge(*streams, key=lambda row: row.path)
     previous = ""
@@ -94,11 +113,21 @@ def check_coverage(run_uri: str, numbers: Iterable[int]) -> Iterator[Problem]:
         previous = path
         rows = sorted(found)
         for version, same in groupby(rows, key=lambda row: row.version):
-            yield from _check_version(path, version, list(same))
+            everywhere = list(same)
+            planned = [row for row in everywhere if row.plan not in retries]
+            yield from _check_version(path, version, planned)
+            yield from _check_kind(path, version, everywhere)
+            yield from _check_retries(path, version, planned, [row for row in everywhere if row.plan in retries])
 
 
-def _check_chunk(chunk_id: str, rows: list[PlanRow]) -> Iterator[Problem]:
-    identity = [[row.path, row.version, row.kind, row.first_row, row.n_rows] for row in rows]
+def _is_retry(run_uri: str, number: int) -> bool:
+    with storage.open_file(plan_file(run_uri, number)) as file:
+        return bool((pq.read_metadata(file).metadata or {}).get(b"fcn_ray.kind") == b"retry")
+
+
+def _check_chunk(chunk_id: str, rows: list[PlanRow], retry: bool) -> Iterator[Problem]:
+    identity: list[list[object]] = [["retry", rows[0].plan]] if retry else []
+    identity += [[row.path, row.version, row.kind, row.first_row, row.n_rows] for row in rows]
     text = json.dumps(identity, separators=(",", ":"))
     computed = hashlib.sha256(text.encode()).hexdigest()[:32]
     if computed != chunk_id:
@@ -115,21 +144,51 @@ def _check_version(path: str, version: str, rows: list[PlanRow]) -> Iterator[Pro
             yield "twice", f"{path!r} (version {version}): rows from {row.first_row} on, expected from {next_row} on"
             return
         next_row += row.n_rows
-    if rows[0].kind == "image" and next_row != 1:
+    if rows and rows[0].kind == "image" and next_row != 1:
         yield "twice", f"{path!r} (version {version}) is one image, found {next_row} rows"
+
+
+def _check_kind(path: str, version: str, rows: list[PlanRow]) -> Iterator[Problem]:
+    """One kind, and offsets of a tar only: a block of 512 bytes each, further on with each row that begins there."""
+    kinds, places = sorted({row.kind for row in rows}), sorted({(row.offset_row, row.offset) for row in rows})
+    if len(kinds) > 1 or kinds[0] not in _KINDS:
+        yield "kind", f"{path!r} (version {version}) is {' and '.join(kinds)}, expected one of {sorted(_KINDS)}"
+    elif kinds == ["tar"]:
+        wrong = any(offset % 512 or min(row, offset) < 0 for row, offset in places)
+        wrong = wrong or any(row == later or at >= behind for (row, at), (later, behind) in pairwise(places))
+        if wrong or any(row.offset_row > row.first_row for row in rows):
+            yield (
+                "offset",
+                f"{path!r} (version {version}) has (row, byte) {places}, expected later blocks for later rows",
+            )
+    elif places != [(0, 0)]:
+        yield "offset", f"{path!r} (version {version}) has (row, byte) {places}, expected none: it is no tar"
+
+
+def _check_retries(path: str, version: str, planned: list[PlanRow], retried: list[PlanRow]) -> Iterator[Problem]:
+    """What is tried again was planned before, and is in each retry once."""
+    first_plan = min((row.plan for row in planned), default=None)
+    end = max((row.first_row + row.n_rows for row in planned), default=0)
+    borders: dict[int, int] = {}
+    for row in retried:  # by row, of all retries together
+        if first_plan is None or row.plan < first_plan or row.n_rows < 1 or row.first_row + row.n_rows > end:
+            yield "retry", f"{path!r} (version {version}): plan {row.plan} tries rows again that no plan before has"
+        elif row.first_row < borders.get(row.plan, 0):
+            yield "twice", f"{path!r} (version {version}): plan {row.plan} tries row {row.first_row} again twice"
+        borders[row.plan] = row.first_row + row.n_rows
 
 
 def _read_rows(run_uri: str, number: int) -> Iterator[PlanRow]:
     """Rows of a plan, a row group at a time; the file is opened for each, so that many plans can be merged."""
-    columns = list(_TYPES)
     group, count = 0, 1
     while group < count:
         with storage.open_file(plan_file(run_uri, number)) as file:
             parquet = pq.ParquetFile(file, page_checksum_verification=True)
             count = parquet.num_row_groups
-            table = parquet.read_row_group(group, columns=columns).select(columns)
-        if table.schema.types != list(_TYPES.values()):
-            raise ValueError(f"its columns are {table.schema.types}, expected {list(_TYPES.values())}")
+            expected = _TYPES | {name: kind for name, kind in _TAR_TYPES.items() if name in parquet.schema_arrow.names}
+            table = parquet.read_row_group(group, columns=list(expected)).select(list(expected))
+        if table.schema.types != list(expected.values()):
+            raise ValueError(f"its columns are {table.schema.types}, expected {list(expected.values())}")
         for batch in table.to_batches(1000):
             yield from (PlanRow(**row, plan=number) for row in batch.to_pylist())
         group += 1

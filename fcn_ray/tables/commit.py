@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import io
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,7 +25,10 @@ from fcn_ray.tables.runs import Run
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """What is stored for a chunk: images, bytes, sha256, images by status, and whether this call wrote it."""
+    """What is stored for a chunk: images, bytes, sha256, images by status, and whether this call wrote it.
+
+    `bad_runs` are numbers of bad images in a row: those that it begins with, the most, and those that it ends with.
+    """
 
     chunk_id: str
     n_rows: int
@@ -32,6 +36,7 @@ class Receipt:
     sha256: str
     statuses: Mapping[str, int]
     written: bool
+    bad_runs: Sequence[int] = (0, 0, 0)
 
 
 def commit_chunk(run: Run, table: pa.Table) -> Receipt:
@@ -80,5 +85,12 @@ def _mask_uri(run: Run, chunk_id: str) -> str:
 
 
 def _receipt(chunk_id: str, data: bytes, status: pa.ChunkedArray, *, written: bool) -> Receipt:
-    statuses = dict(sorted(Counter(status.to_pylist()).items()))
-    return Receipt(chunk_id, len(status), len(data), storage.digest(data), statuses, written)
+    found = status.to_pylist()
+    statuses = dict(sorted(Counter(found).items()))
+    return Receipt(chunk_id, len(found), len(data), storage.digest(data), statuses, written, _bad_runs(found))
+
+
+def _bad_runs(statuses: Sequence[str]) -> tuple[int, int, int]:
+    bad = [status != schema.OK for status in statuses]
+    lengths = [sum(1 for _ in run) if is_bad else 0 for is_bad, run in groupby(bad)] or [0]
+    return lengths[0], max(lengths), lengths[-1]

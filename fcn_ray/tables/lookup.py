@@ -1,8 +1,9 @@
 """Labels in order, and the mask that belongs to each: what an evaluation reads.
 
 Both are found by key, relative to their root: `<path>#<row>` for a row of a table, the path without image suffixes for
-a file. So labels that are laid out as the images were meet the masks of those images. Memory holds the keys of all
-masks and a few row groups, never more.
+a file. So labels that are laid out as the images were meet the masks of those images: below the folder of a pattern, or
+as a list names them. Those of a tar's images are not found, nor labels in tars. Memory holds the keys of all masks and
+a few row groups, never more.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from fcn_ray import storage
 from fcn_ray.errors import ConfigError, DataError, SchemaError
 from fcn_ray.labels import LabelSet
 from fcn_ray.tables import schema
-from fcn_ray.tables.sources import IMAGE_SUFFIXES, TABLE_SUFFIX
+from fcn_ray.tables.runs import find_run
+from fcn_ray.tables.sources import IMAGE_SUFFIXES, TABLE_SUFFIX, TAR_SUFFIX
 
 _BATCH_ROWS = 64
 """Labels that are read at a time."""
@@ -117,8 +119,9 @@ class MaskIndex:
         """The encoded mask for a label, which then counts as taken. Raises DataError when there is none."""
         place = self._places.pop(label.key, None)
         if place is None:
+            there = f" (it has one for {next(iter(self._places))!r})" if self._places else ""
             raise DataError(
-                f"{label.where}: {self.uri} has no mask for {label.key!r}; "
+                f"{label.where}: {self.uri} has no mask for {label.key!r}{there}; "
                 "segment the images of these labels, in the same folders and files, or give the labels of those images"
             )
         if label.key in self._twins:
@@ -145,7 +148,7 @@ class MaskIndex:
             for group in range(table.num_row_groups):
                 for row, cells in enumerate(table.read_row_group(group, columns).select(columns).to_pylist()):
                     path, number, plan, status = cells.values()
-                    key = f"{path}#{number}" if path.lower().endswith(TABLE_SUFFIX) else _stem(path)
+                    key = f"{path}#{number}" if path.lower().endswith((TABLE_SUFFIX, TAR_SUFFIX)) else _stem(path)
                     self._add(key, _Place(uri, group, row, path, plan, status))
 
     def _add(self, key: str, place: _Place) -> None:
@@ -158,10 +161,7 @@ class MaskIndex:
 
 def _find_run(uri: str) -> str | None:
     """The `masks` folder of the only run in `uri`, or of the run `uri`; None when that is another kind of folder."""
-    runs = [name for name in storage.list_folders(uri) if name.startswith("run=")]
-    if len(runs) > 1:
-        raise ConfigError(f"{uri} holds {len(runs)} runs, which may differ; name one: {', '.join(runs)}")
-    masks = storage.join(uri, *runs, "masks")
+    masks = storage.join(find_run(uri), "masks")
     return masks if any(path.lower().endswith(TABLE_SUFFIX) for path, _ in _files(masks)) else None
 
 

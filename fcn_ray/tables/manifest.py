@@ -62,6 +62,22 @@ def finish(run: Run, log: PlanLog, receipts: Iterable[Receipt] = ()) -> Manifest
     return manifest
 
 
+def read_published(run_uri: str) -> dict[str, dict[str, int]]:
+    """Images by status of each chunk in the newest manifest, by chunk id; none before the first manifest."""
+    newest = _newest_manifest(run_uri)
+    if newest is None:
+        return {}
+    objects = _read_json(storage.join(run_uri, newest))["objects"]
+    return {item["name"].removeprefix("masks/").removesuffix(".parquet"): item["statuses"] for item in objects}
+
+
+def _newest_manifest(run_uri: str) -> str | None:
+    """Name of the newest manifest below its run."""
+    names = (entry.path for entry in storage.list_files(storage.join(run_uri, "manifests")))
+    numbers = [int(match[1]) for match in map(_MANIFEST_NAME.fullmatch, names) if match]
+    return f"manifests/{max(numbers):06}.json" if numbers else None
+
+
 def _manifest_uri(run: Run, plan: int) -> str:
     return storage.join(run.uri, "manifests", f"{plan:06}.json")
 
@@ -163,10 +179,10 @@ def _said(uri: str) -> bytes | None:
 
 def _success_text(run: Run) -> bytes:
     """What `_SUCCESS` says of the newest manifest."""
-    names = (entry.path for entry in storage.list_files(storage.join(run.uri, "manifests")))
-    newest = max(int(match[1]) for match in map(_MANIFEST_NAME.fullmatch, names) if match)
-    manifest = _read_manifest(_manifest_uri(run, newest))
-    name = manifest.uri.removeprefix(f"{run.uri}/")
+    name = _newest_manifest(run.uri)
+    if name is None:
+        raise StorageError(f"{run.uri} has no manifest, though this job has put one")
+    manifest = _read_manifest(storage.join(run.uri, name))
     totals = {"chunks": manifest.chunks, "rows": manifest.rows, "statuses": dict(manifest.statuses)}
     success = {"manifest": name, "sha256": manifest.sha256, "plan": manifest.plan, **totals}
     return f"{json.dumps(success, indent=1)}\n".encode()

@@ -10,6 +10,7 @@ from __future__ import annotations
 import heapq
 import re
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import chain, groupby
 
@@ -21,15 +22,21 @@ from fcn_ray.config import ChunkConfig
 from fcn_ray.errors import OutOfReachError, SchemaError, StorageError
 from fcn_ray.failpoints import fail_at
 from fcn_ray.tables import planfile
+from fcn_ray.tables.ahead import ReadAhead
 from fcn_ray.tables.chunks import Chunk, cut_chunks
 from fcn_ray.tables.columns import Columns
+from fcn_ray.tables.contents import RowGroup, read_contents
+from fcn_ray.tables.inputs import locate_sources
 from fcn_ray.tables.planfile import ChunkRef, PlanWriter, plan_uri
-from fcn_ray.tables.sources import Listing, Piece, Source, list_inputs, locate_sources, read_row_groups
+from fcn_ray.tables.sources import Listing, Piece, Source, list_inputs
 
 MAX_PLAN_PIECES = 1_000_000
 """A plan with this many pieces is put, and the next begun: an input of any size is planned with flat memory."""
 
 _MASKS_NAME = re.compile(r"([0-9a-f]{32})\.parquet")
+
+Ids = npt.NDArray[np.bytes_]
+"""Ids of chunks, 32 bytes each."""
 
 Put = Callable[[str, bytes], bool]
 """`storage.put_if_absent`, or a stand-in."""
@@ -67,17 +74,23 @@ def read_log(run_uri: str) -> PlanLog:
 
 
 def extend_plan(
-    run_uri: str, input_uri: str, limits: ChunkConfig, columns: Columns, put: Put = storage.put_if_absent
+    run_uri: str,
+    input_uri: str,
+    limits: ChunkConfig,
+    columns: Columns,
+    put: Put = storage.put_if_absent,
+    since: float | None = None,
 ) -> PlanLog:
     """Plan all input versions that no plan covers yet, and return the log with them; without any, no plan is put.
 
+    With `since` (seconds since 1970), only those that were modified then or later, or whose store does not say when.
     Raises ConfigError when there is no input, and SchemaError when the run has no chunk at all because the tables'
     columns do not do.
     """
     before = read_log(run_uri)
-    after = _extend_once(before, input_uri, limits, columns, put)
+    after = _extend_once(before, input_uri, limits, columns, put, since)
     while after is None:  # another driver was faster: plan what its plan leaves
-        after = _extend_once(read_log(run_uri), input_uri, limits, columns, put)
+        after = _extend_once(read_log(run_uri), input_uri, limits, columns, put, since)
     refused = next((table for table in after.listing.quarantined if table.schema), None)
     if refused and not after.chunks:
         raise SchemaError(f"input {input_uri}, {refused.path}: {refused.reason}")
@@ -85,25 +98,27 @@ def extend_plan(
     return PlanLog(run_uri, after.newest, after.chunks, after.rows, new_chunks, new_rows, after.listing)
 
 
-def preview_plan(run_uri: str, input_uri: str, limits: ChunkConfig, columns: Columns) -> PlanLog:
+def preview_plan(
+    run_uri: str, input_uri: str, limits: ChunkConfig, columns: Columns, since: float | None = None
+) -> PlanLog:
     """The log that `extend_plan` would return, without writing anything; the run need not exist.
 
     Its `newest` is the newest plan that is stored, so that `pending_chunks` gives the chunks pending from before.
     """
     stored = planfile.newest_plan(run_uri)
-    log = extend_plan(run_uri, input_uri, limits, columns, put=lambda uri, data: True)
+    log = extend_plan(run_uri, input_uri, limits, columns, lambda uri, data: True, since)
     return replace(log, newest=stored)
 
 
 def pending_chunks(log: PlanLog) -> Iterator[ChunkRef]:
     """Chunks of the log without an object in `masks/`, in plan order, from one listing of names."""
-    return (ref for ref, done in _states(log) if not done)
+    return (ref for ref, done in read_states(log.run_uri, log.newest) if not done)
 
 
 def count_chunks(log: PlanLog) -> Totals:
     """How much of the log is done."""
     done_chunks = done_rows = 0
-    for ref, done in _states(log):
+    for ref, done in read_states(log.run_uri, log.newest):
         done_chunks += done
         done_rows += done * ref.n_rows
     return Totals(log.chunks, log.rows, done_chunks, done_rows)
@@ -114,32 +129,40 @@ def read_chunk(run_uri: str, ref: ChunkRef) -> list[Piece]:
     return planfile.read_pieces(run_uri, ref)
 
 
-def _extend_once(log: PlanLog, input_uri: str, limits: ChunkConfig, columns: Columns, put: Put) -> PlanLog | None:
+def _extend_once(
+    log: PlanLog, input_uri: str, limits: ChunkConfig, columns: Columns, put: Put, since: float | None
+) -> PlanLog | None:
     """`log` with new plans for what it does not cover; None as soon as a number is taken."""
-    listing = Listing()
+    listing, locate = Listing(), locate_sources(input_uri)
     covered = heapq.merge(*(planfile.read_versions(log.run_uri, number) for number in range(1, log.newest + 1)))
-    sources = _uncovered(list_inputs(input_uri, listing), covered)
+    sources = _recent(_uncovered(list_inputs(input_uri, listing), covered), since, listing)
 
-    locate = locate_sources(input_uri)
-
-    def row_groups(source: Source) -> list[int]:
+    def contents(source: Source) -> Iterable[RowGroup]:
         try:
-            return read_row_groups(locate(source.path), source, columns)
-        except OutOfReachError:  # no fault of the table
+            return ahead.take(source)
+        except OutOfReachError:  # no fault of the file
             raise
         except (SchemaError, StorageError) as error:
             listing.quarantine(source.path, error)
             return []
 
     newest, chunks, rows = log.newest, log.chunks, log.rows
-    for plan in _draft_plans(cut_chunks(sources, limits, row_groups)):
-        newest += 1
-        fail_at("plan.drafted")
-        if not put(plan_uri(log.run_uri, newest), plan.finish()):
-            return None
-        fail_at("plan.put")
-        chunks, rows = chunks + plan.chunks, rows + plan.rows
+    with closing(ReadAhead(lambda source: read_contents(locate(source.path), source, columns))) as ahead:
+        for plan in _draft_plans(cut_chunks(ahead.watch(sources), limits, contents)):
+            newest += 1
+            if not put_plan(log.run_uri, newest, plan, put):
+                return None
+            chunks, rows = chunks + plan.chunks, rows + plan.rows
     return PlanLog(log.run_uri, newest, chunks, rows, listing=listing)
+
+
+def put_plan(run_uri: str, number: int, draft: PlanWriter, put: Put) -> bool:
+    """Put a plan under its number; False when another driver has put one there."""
+    fail_at("plan.drafted")
+    if not put(plan_uri(run_uri, number), draft.finish()):
+        return False
+    fail_at("plan.put")
+    return True
 
 
 def _uncovered(sources: Iterable[Source], covered: Iterator[tuple[str, str]]) -> Iterator[Source]:
@@ -155,6 +178,14 @@ def _uncovered(sources: Iterable[Source], covered: Iterator[tuple[str, str]]) ->
             path, rows = next(planned, (_END, iter(())))
             versions = {version for _, version in rows}
         if path != source.path or source.version not in versions:
+            yield source
+
+
+def _recent(sources: Iterable[Source], since: float | None, listing: Listing) -> Iterator[Source]:
+    for source in sources:
+        if since is not None and source.modified is not None and source.modified < since:
+            listing.older += 1
+        else:
             yield source
 
 
@@ -175,17 +206,17 @@ def _draft_plans(units: Iterable[Iterable[Chunk]]) -> Iterator[PlanWriter]:
         yield plan
 
 
-def _states(log: PlanLog) -> Iterator[tuple[ChunkRef, bool]]:
-    """Every chunk of the log and whether it is done."""
-    done = _done_ids(log.run_uri)
-    for number in range(1, log.newest + 1):
-        for refs in planfile.read_refs(log.run_uri, number):
+def read_states(run_uri: str, newest: int, done: Ids | None = None) -> Iterator[tuple[ChunkRef, bool]]:
+    """Every chunk of the plans up to `newest`, and whether it is done, as one listing says (`done`, if it is there)."""
+    done = list_done(run_uri) if done is None else done
+    for number in range(1, newest + 1):
+        for refs in planfile.read_refs(run_uri, number):
             ids = np.array([ref.chunk_id for ref in refs], dtype="S32")
             found = done[np.searchsorted(done, ids)] == ids
             yield from zip(refs, found.tolist(), strict=True)
 
 
-def _done_ids(run_uri: str) -> npt.NDArray[np.bytes_]:
+def list_done(run_uri: str) -> Ids:
     """Sorted ids of the chunks in `masks/`, 32 bytes each, and one that is greater than all."""
     matches = (_MASKS_NAME.fullmatch(entry.path) for entry in storage.list_files(storage.join(run_uri, "masks")))
     return np.fromiter(chain((match[1] for match in matches if match), ["~"]), dtype="S32")

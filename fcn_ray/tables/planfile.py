@@ -7,10 +7,12 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, repeat
 from operator import attrgetter
+from typing import NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fcn_ray import storage
@@ -28,10 +30,17 @@ PLAN_SCHEMA = pa.schema(
         pa.field("first_row", pa.int64(), nullable=False),
         pa.field("n_rows", pa.int64(), nullable=False),
         pa.field("size", pa.int64(), nullable=False),
+        pa.field("offset", pa.int64(), nullable=False),
+        pa.field("offset_row", pa.int64(), nullable=False),
     ]
 )
+_BEFORE_TARS = pa.schema(list(PLAN_SCHEMA)[:-2])
+"""Plans of older versions have no offsets, which all were 0."""
 
-_CHUNKS, _ROWS = b"fcn_ray.chunks", b"fcn_ray.rows"
+_CHUNKS, _ROWS, _KIND = b"fcn_ray.chunks", b"fcn_ray.rows", b"fcn_ray.kind"
+_RETRY = b"retry"
+"""Kind of a plan that lists rows again; other plans have none."""
+
 _GROUP_ROWS = 10_000
 """Pieces in a row group, so that a worker which looks up its chunk reads about 100 kB."""
 _NAME = re.compile(r"(\d{6,})\.parquet")
@@ -48,10 +57,26 @@ class ChunkRef:
     n_rows: int
 
 
-class PlanWriter:
-    """Encodes a plan in memory, row group by row group."""
+class Place(NamedTuple):
+    """Rows of one input in a plan: `n_rows` rows from `first_row` on, in which plan and chunk."""
 
-    def __init__(self) -> None:
+    path: str
+    first_row: int
+    n_rows: int
+    plan: int
+    chunk_id: str
+
+    @property
+    def rows(self) -> range:
+        """Numbers of the rows."""
+        return range(self.first_row, self.first_row + self.n_rows)
+
+
+class PlanWriter:
+    """Encodes a plan in memory, row group by row group: one of rows that are tried again has its number as `retry`."""
+
+    def __init__(self, retry: int = 0) -> None:
+        self._retry = retry
         self.chunks = self.rows = self.pieces = 0
         self._sink = io.BytesIO()
         self._writer = pq.ParquetWriter(
@@ -61,7 +86,7 @@ class PlanWriter:
 
     def add(self, chunk: Chunk) -> None:
         """Append a chunk."""
-        name, row = chunk_id(chunk), attrgetter(*PLAN_SCHEMA.names[1:])
+        name, row = chunk_id(chunk, self._retry), attrgetter(*PLAN_SCHEMA.names[1:])
         self._pending += [(name, *row(piece)) for piece in chunk]
         self.chunks += 1
         self.rows += sum(piece.n_rows for piece in chunk)
@@ -70,12 +95,14 @@ class PlanWriter:
             self._write_group()
 
     def finish(self) -> bytes:
-        """The file's content."""
+        """The file's content, once: what it was made of is not kept beside it."""
         if self._pending:
             self._write_group()
-        self._writer.add_key_value_metadata({_CHUNKS: str(self.chunks), _ROWS: str(self.rows), seal.KEY: seal.BLANK})
+        marks = {_CHUNKS: str(self.chunks), _ROWS: str(self.rows)} | ({_KIND: _RETRY} if self._retry else {})
+        self._writer.add_key_value_metadata({**marks, seal.KEY: seal.BLANK})
         self._writer.close()
-        return seal.seal(self._sink)
+        with self._sink:
+            return seal.seal(self._sink)
 
     def _write_group(self) -> None:
         table = pa.table([list(column) for column in zip(*self._pending, strict=True)], schema=PLAN_SCHEMA)
@@ -117,6 +144,22 @@ def read_versions(run_uri: str, number: int) -> Iterator[tuple[str, str]]:
             yield from zip(batch[0].to_pylist(), batch[1].to_pylist(), strict=True)
 
 
+def read_places(run_uri: str, number: int) -> Iterator[tuple[str, int, int, int, str]]:
+    """The cells of each Place of a plan, sorted by path and row, a row group at a time in memory."""
+    columns = ["path", "first_row", "n_rows", "chunk_id"]
+    for table in _read_groups(run_uri, number, columns):
+        for batch in table.select(columns).to_batches(1000):
+            path, first_row, n_rows, chunk_id = (column.to_pylist() for column in batch.columns)
+            yield from zip(path, first_row, n_rows, repeat(number, len(path)), chunk_id, strict=True)
+
+
+def read_table_chunks(run_uri: str, number: int) -> Iterator[tuple[str, str]]:
+    """(path, chunk id) of every piece of a plan that is of a table or tar, sorted by path."""
+    for table in _read_groups(run_uri, number, ["path", "kind", "chunk_id"]):
+        found = table.filter(pc.not_equal(table["kind"], "image"))
+        yield from zip(found["path"].to_pylist(), found["chunk_id"].to_pylist(), strict=True)
+
+
 def read_refs(run_uri: str, number: int) -> Iterator[list[ChunkRef]]:
     """The chunks of a plan, a row group at a time."""
     first = 0
@@ -138,9 +181,10 @@ def read_pieces(run_uri: str, ref: ChunkRef) -> list[Piece]:
             offset += plan.metadata.row_group(group).num_rows
             group += 1
         rows = plan.read_row_group(group).slice(ref.first - offset, ref.count).to_pylist()
+        retry = ref.plan if (plan.metadata.metadata or {}).get(_KIND) == _RETRY else 0
     names = {row.pop("chunk_id") for row in rows}
     pieces = [Piece(**row) for row in rows]
-    if names != {ref.chunk_id} or chunk_id(pieces) != ref.chunk_id:
+    if names != {ref.chunk_id} or chunk_id(pieces, retry) != ref.chunk_id:
         raise AuditError(f"{plan_uri(run_uri, ref.plan)} does not hold chunk {ref.chunk_id} at piece {ref.first}")
     return pieces
 
@@ -162,8 +206,13 @@ def _open(run_uri: str, number: int) -> Iterator[pq.ParquetFile]:
     try:
         with storage.open_file(uri) as file:
             plan = pq.ParquetFile(file, pre_buffer=False, page_checksum_verification=True)
-            if (plan.schema_arrow.names, plan.schema_arrow.types) != (PLAN_SCHEMA.names, PLAN_SCHEMA.types):
-                raise ValueError(f"its columns are {plan.schema_arrow}")
+            found = plan.schema_arrow
+            if not any(_is_alike(found, known) for known in (PLAN_SCHEMA, _BEFORE_TARS)):
+                raise ValueError(f"its columns are {found}")
             yield plan
     except (pa.ArrowException, OSError, KeyError, ValueError) as error:
         raise AuditError(f"{uri} is damaged: {error}; restore it, or start over in another output folder") from error
+
+
+def _is_alike(found: pa.Schema, known: pa.Schema) -> bool:
+    return bool((found.names, found.types) == (known.names, known.types))

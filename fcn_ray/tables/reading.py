@@ -1,45 +1,57 @@
 """Reading a chunk: its images as encoded bytes, one row each, whatever state the files are in.
 
-Every input, table or image file, becomes the same table: `chunk_id`, `chunk_row` (0..n-1), `chunk_rows` (n), `plan`,
-`image_id`, `path`, `row`, `image` (large_binary), `source_error` (status code), `source_message`, carried columns. What
-cannot be had is a row with a `source_error` and no image; a null image without one was null in its table. A store that
-is out of reach is no fault of an image: `OutOfReachError` ends the job, which goes on later.
+Every input, table, tar or image file, becomes the same table: `chunk_id`, `chunk_row` (0..n-1), `chunk_rows` (n),
+`plan`, `image_id`, `path`, `row`, `image` (large_binary), `source_error` (status code), `source_message`, carried
+columns. What cannot be had is a row with a `source_error` and no image; a null image without one was null in its table.
+A store that is out of reach is no fault of an image: `OutOfReachError` ends the job, which goes on later.
 """
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from typing import BinaryIO, cast
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from fcn_ray import storage
-from fcn_ray.errors import FcnRayError, OutOfReachError, SchemaError, UnavailableError
-from fcn_ray.tables import schema
-from fcn_ray.tables.columns import Columns, carried_columns, find_image_column, is_text, plain_type, read_table_schema
+from fcn_ray.errors import FcnRayError, OutOfReachError, SchemaError
+from fcn_ray.tables import cells, schema
+from fcn_ray.tables.cells import UNREADABLE, Problem, text
+from fcn_ray.tables.columns import (
+    Columns,
+    carried_columns,
+    find_image_column,
+    is_text,
+    plain_type,
+    read_table_schema,
+)
 from fcn_ray.tables.cursor import read_slice
-from fcn_ray.tables.sources import Piece, locate_sources
+from fcn_ray.tables.inputs import folder_of, locate_sources
+from fcn_ray.tables.sources import Piece
+from fcn_ray.tables.tars import BLOCK, Member, key_of, read_member, walk_images
 
-MAX_FILE_BYTES = 1_000_000_000
-"""Larger image files are `too_big` unread: no picture within the pixel limit needs that much."""
+_CHANGED = "changed"
 
-_UNREADABLE, _CHANGED, _TOO_BIG = "unreadable", "changed", "too_big"
-
-_Problem = tuple[str, str]
-"""Status code and reason why an image could not be had."""
+_TAR_BUFFER = 64 << 10, 8 << 20
+"""Fewest and most bytes that are read of a tar at a time: a chunk's images lie side by side in it."""
 
 
 def read_rows(input_uri: str, pieces: Sequence[Piece], columns: Columns) -> pa.Table:
     """The rows of a chunk's pieces, in order: exactly as many as the pieces say, whatever is bad."""
     locate = locate_sources(input_uri)
-    tables = [
-        read_parquet_rows(locate(piece.path), piece, columns)
-        if piece.kind == "parquet"
-        else read_image_file(locate(piece.path), piece)
-        for piece in pieces
-    ]
+
+    def read(piece: Piece) -> pa.Table:
+        if piece.kind == "image":
+            return read_image_file(locate(piece.path), piece)
+        read_some = read_tar_rows if piece.kind == "tar" else read_parquet_rows
+        return read_some(locate(piece.path), piece, columns)
+
+    only_images = all(piece.kind == "image" for piece in pieces)
+    tables = cells.map_at_once(read, pieces) if only_images else [read(piece) for piece in pieces]
     return pa.concat_tables(tables, promote_options="default").combine_chunks()
 
 
@@ -58,12 +70,12 @@ def label_chunk(table: pa.Table, chunk_id: str, plan: int) -> pa.Table:
 def read_image_file(uri: str, piece: Piece) -> pa.Table:
     """The one row of an image file; `changed` when it is no longer the version that was planned."""
     try:
-        entry, data = storage.fetch(uri, MAX_FILE_BYTES)
-        problem = _changed(entry, piece) or (None if data is not None else _too_big(entry))
+        entry, data = storage.fetch(uri, cells.MAX_FILE_BYTES)
+        problem = _changed(entry, piece) or (None if data is not None else cells.too_big(entry.size))
     except OutOfReachError:
         raise
     except FcnRayError as error:
-        data, problem = None, (_UNREADABLE, str(error))
+        data, problem = None, (UNREADABLE, str(error))
     image = pa.array([None if problem else data], pa.large_binary())
     return _table([piece.path], piece.path, [0], image, [problem])
 
@@ -78,9 +90,51 @@ def read_parquet_rows(uri: str, piece: Piece, columns: Columns) -> pa.Table:
     except OutOfReachError:
         raise
     except (FcnRayError, pa.ArrowException, OSError, ValueError) as error:
-        table = _lost_rows(piece, piece.first_row, piece.n_rows, (_UNREADABLE, str(error)))
+        table = lost_rows(piece, piece.first_row, piece.n_rows, (UNREADABLE, str(error)))
     problem = _version_problem(uri, piece)
-    return _lost_rows(piece, piece.first_row, piece.n_rows, problem) if problem else table
+    return lost_rows(piece, piece.first_row, piece.n_rows, problem) if problem else table
+
+
+def read_tar_rows(uri: str, piece: Piece, columns: Columns) -> pa.Table:
+    """Images `first_row` to `first_row + n_rows` of a tar, and WebDataset's key of each, if columns are carried.
+
+    The key is the id too, if the id column is called `key`.
+    """
+    images: list[bytes | None] = []
+    problems: list[Problem | None] = []
+    names: list[str | None] = []
+    try:
+        for member, data in _read_members(uri, piece):
+            images.append(data)
+            problems.append(None if data is not None else cells.too_big(member.size))
+            names.append(key_of(member.name))
+        problem = UNREADABLE, f"expected {piece.n_rows} images from row {piece.first_row} on, found {len(images)}"
+    except OutOfReachError:
+        raise
+    except (FcnRayError, OSError, ValueError) as error:
+        problem = UNREADABLE, str(error)
+    if changed := _version_problem(uri, piece):
+        images, problems, names, problem = [], [], [], changed
+    lost, rows = piece.n_rows - len(images), range(piece.first_row, piece.first_row + piece.n_rows)
+    names += [None] * lost
+    ids = _default_ids(piece, rows)
+    if columns.id == schema.KEY:
+        ids = [default if name is None else name for name, default in zip(names, ids, strict=True)]
+    image = pa.array(images + [None] * lost, pa.large_binary())
+    table = _table(ids, piece.path, rows, image, problems + [problem] * lost)
+    carried = columns.carry == "plain" or (columns.carry != "none" and schema.KEY in columns.carry)
+    return table.append_column(schema.KEY, pa.array(names, pa.string())) if carried else table
+
+
+def _read_members(uri: str, piece: Piece) -> Iterator[tuple[Member, bytes | None]]:
+    """Each image of a piece of a tar, with its content unless it is too big."""
+    least, most = _TAR_BUFFER
+    extent = piece.size + 2 * BLOCK * piece.n_rows  # with headers and padding
+    with storage.open_file(uri) as stored:
+        file = cast(BinaryIO, io.BufferedReader(cast(io.RawIOBase, stored), min(max(extent, least), most)))
+        first = piece.first_row - piece.offset_row
+        for member in islice(walk_images(file, piece.offset), first, first + piece.n_rows):
+            yield member, None if member.size > cells.MAX_FILE_BYTES else read_member(file, member)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +148,8 @@ class _TablePart:
     image: str
     id: str | None
     carried: dict[str, pa.Field]
+    has_versions: bool
+    """Its images are paths, and the versions of what they name go along: in all chunks of a table, or in none."""
 
     @classmethod
     def find(cls, uri: str, piece: Piece, columns: Columns) -> _TablePart:
@@ -102,7 +158,9 @@ class _TablePart:
         arrow = read_table_schema(metadata)  # refuses what is not safe, before a row is read
         groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         image, carried = find_image_column(arrow, columns.image), carried_columns(arrow, columns)
-        return cls(uri, piece, groups, image, columns.id, carried)
+        is_free = schema.IMAGE_VERSION not in {field.name for field in carried.values()}
+        has_versions = columns.carry != "none" and is_free and is_text(plain_type(arrow.field(image).type))
+        return cls(uri, piece, groups, image, columns.id, carried, has_versions)
 
     def read(self) -> pa.Table:
         tables = []
@@ -110,14 +168,18 @@ class _TablePart:
             try:
                 tables.append(self._normalise(self._read_group(group, start, count), row))
             except (pa.ArrowException, OSError, ValueError) as error:
-                lost = _lost_rows(self.piece, row, count, (_UNREADABLE, f"row group {group}: {error}"))
-                for field in self.carried.values():
+                lost = lost_rows(self.piece, row, count, (UNREADABLE, f"row group {group}: {error}"))
+                for field in self._fields():
                     lost = lost.append_column(field, pa.nulls(count, field.type))
                 tables.append(lost)
         found = sum(table.num_rows for table in tables)
         if found != self.piece.n_rows:
             raise SchemaError(f"expected {self.piece.n_rows} rows from row {self.piece.first_row} on, found {found}")
         return pa.concat_tables(tables)
+
+    def _fields(self) -> list[pa.Field]:
+        """The columns beside those that every input has."""
+        return [*self.carried.values(), *[pa.field(schema.IMAGE_VERSION, pa.string())] * self.has_versions]
 
     def _slices(self) -> Iterator[tuple[int, int, int, int]]:
         """(row group, first row in it, number of rows, first row in the file) of each part of the piece."""
@@ -136,72 +198,41 @@ class _TablePart:
         rows = range(first_row, first_row + table.num_rows)
         ids = _default_ids(self.piece, rows)
         if self.id is not None:
-            named = _text(_plain(table[self.id]).cast(pa.string())).to_pylist()
+            named = text(_plain(table[self.id]).cast(pa.string())).to_pylist()
             ids = [default if name is None else name for name, default in zip(named, ids, strict=True)]
-        image, problems = _read_cells(_plain(table[self.image]), self.uri.rpartition("/")[0] or ".")
-        result = _table(ids, self.piece.path, rows, image, problems)
+        found = cells.read_cells(_plain(table[self.image]), folder_of(self.uri))
+        result = _table(ids, self.piece.path, rows, found.images, found.problems)
         for name, field in self.carried.items():
-            result = result.append_column(field, _text(_plain(table[name])))
+            result = result.append_column(field, text(_plain(table[name])))
+        if self.has_versions:
+            result = result.append_column(schema.IMAGE_VERSION, pa.array(found.versions, pa.string()))
         return result
 
 
-def _read_cells(column: pa.ChunkedArray, folder: str) -> tuple[pa.ChunkedArray, list[_Problem | None]]:
-    """Encoded images of a column of bytes, image structs or paths; paths are read, relative ones from `folder`."""
-    problems: list[_Problem | None] = [None] * len(column)
-    if schema.is_binary(column.type):
-        return column.cast(pa.large_binary()), problems
-    if is_text(column.type):
-        paths, images = _text(column), pa.chunked_array([pa.nulls(len(column), pa.large_binary())])
-    else:
-        images = pc.struct_field(column, "bytes").cast(pa.large_binary())
-        if images.null_count == 0 or column.type.get_field_index("path") < 0:
-            return images, problems
-        paths = _text(pc.struct_field(column, "path"))
-    found = images.to_pylist()
-    for index, path in enumerate(paths.to_pylist()):
-        if found[index] is None and path:
-            uri = path if "://" in path or path.startswith("/") else storage.join(folder, path)
-            found[index], problems[index] = _read_image(uri)
-    return pa.chunked_array([pa.array(found, pa.large_binary())]), problems
-
-
-def _read_image(uri: str) -> tuple[bytes | None, _Problem | None]:
-    try:
-        entry, data = storage.fetch(uri, MAX_FILE_BYTES)
-    except UnavailableError:  # else a row: the place is what the table says
-        raise
-    except FcnRayError as error:
-        return None, (_UNREADABLE, str(error))
-    return data, None if data is not None else _too_big(entry)
-
-
-def _too_big(entry: storage.Entry) -> _Problem:
-    return _TOO_BIG, f"the file has {entry.size} bytes, more than {MAX_FILE_BYTES}"
-
-
-def _version_problem(uri: str, piece: Piece) -> _Problem | None:
+def _version_problem(uri: str, piece: Piece) -> Problem | None:
     """Why what was read is not what was planned. Asked after the reading, so that no change can slip in between."""
     try:
         return _changed(storage.stat(uri), piece)
     except OutOfReachError:
         raise
     except FcnRayError as error:
-        return _UNREADABLE, str(error)
+        return UNREADABLE, str(error)
 
 
-def _changed(entry: storage.Entry, piece: Piece) -> _Problem | None:
+def _changed(entry: storage.Entry, piece: Piece) -> Problem | None:
     if entry.version == piece.version:
         return None
     return _CHANGED, f"planned as version {piece.version}, found {entry.version}; the next run takes the new version"
 
 
-def _lost_rows(piece: Piece, first_row: int, n_rows: int, problem: _Problem) -> pa.Table:
+def lost_rows(piece: Piece, first_row: int, n_rows: int, problem: Problem) -> pa.Table:
+    """Rows of which nothing could be had, as what is read would have been; `problem` is a status code and a reason."""
     rows, image = range(first_row, first_row + n_rows), pa.nulls(n_rows, pa.large_binary())
     return _table(_default_ids(piece, rows), piece.path, rows, image, [problem] * n_rows)
 
 
 def _default_ids(piece: Piece, rows: Sequence[int]) -> list[str]:
-    return [f"{piece.path}#{row}" for row in rows]
+    return [piece.path if piece.kind == "image" else f"{piece.path}#{row}" for row in rows]
 
 
 def _table(
@@ -209,7 +240,7 @@ def _table(
     path: str,
     rows: Sequence[int],
     image: pa.Array | pa.ChunkedArray,
-    problems: Sequence[_Problem | None],
+    problems: Sequence[Problem | None],
 ) -> pa.Table:
     return pa.table(
         {
@@ -227,16 +258,3 @@ def _plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     while isinstance(column.type, pa.BaseExtensionType):
         column = pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
     return column.cast(plain_type(column.type))
-
-
-def _text(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column whose strings are valid UTF-8, which Parquet files promise but pyarrow does not check."""
-    if not is_text(column.type):
-        return column
-    try:
-        column.validate(full=True)
-    except pa.ArrowInvalid:
-        cells = column.cast(pa.large_binary()).to_pylist()
-        texts = [cell if cell is None else cell.decode(errors="replace") for cell in cells]
-        return pa.chunked_array([pa.array(texts, column.type)])
-    return column

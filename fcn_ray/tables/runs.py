@@ -12,8 +12,8 @@ from fcn_ray import storage
 from fcn_ray.errors import ConfigError, ForeignOutputError, OutOfReachError, StorageError
 from fcn_ray.failpoints import fail_at
 from fcn_ray.labels import LabelSet
+from fcn_ray.tables.inputs import absolute_input, check_input, reaches_into, understand_input
 from fcn_ray.tables.schema import SCHEMA_VERSION
-from fcn_ray.tables.sources import check_input
 
 _FOLDER = re.compile(r"run=[0-9a-f]{16}")
 _OTHER_OUTPUT = "choose another output folder"
@@ -39,6 +39,32 @@ def run_uri(output: str, run_id: str) -> str:
     return storage.join(output, f"run={run_id}")
 
 
+def find_run(output: str, run: str | None = None) -> str:
+    """Folder of the run in `output` called `run`, else of its only run; `output` itself when it holds none.
+
+    Raises ConfigError when that run is not there, or when there are several to choose from.
+    """
+    runs = [name for name in storage.list_folders(output) if name.startswith("run=")]
+    if run is not None:
+        runs = [name for name in runs if name.removeprefix("run=") == run.removeprefix("run=")]
+        if not runs:
+            raise ConfigError(f"{output} holds no run {run}")
+    if len(runs) > 1:
+        raise ConfigError(f"{output} holds {len(runs)} runs, which may differ; name one: {', '.join(runs)}")
+    return storage.join(output, *runs)
+
+
+def read_labels(run_uri: str) -> LabelSet:
+    """What the ids in the masks of a run mean. Raises ConfigError when there is no run."""
+    uri = storage.join(run_uri, "run.json")
+    try:
+        return LabelSet.from_json(json.dumps(json.loads(storage.read_bytes(uri))["labels"]))
+    except OutOfReachError:
+        raise
+    except (ValueError, KeyError, TypeError, StorageError) as error:
+        raise ConfigError(f"{run_uri} is no run ({error}); expected the output folder of segment") from error
+
+
 def open_run(
     output: str,
     input_uri: str,
@@ -52,7 +78,7 @@ def open_run(
     Writes nothing and raises ForeignOutputError when the folder, or the run in it, is another job's; ConfigError when
     there is no input, output and input lie in one another, or the store cannot put if absent.
     """
-    output, input_uri = storage.absolute(output), storage.absolute(input_uri)
+    output, input_uri = storage.absolute(output), absolute_input(input_uri)
     check_output(output, input_uri)
     described = _described(identity, labels)
     run = Run(run_uri(output, fingerprint(identity, labels)), fingerprint(identity, labels), input_uri, labels)
@@ -98,12 +124,15 @@ def _canonical(value: Any) -> bytes:
 
 
 def _check_apart(output: str, input_uri: str) -> None:
-    for inner, outer in ((output, input_uri), (input_uri, output)):
-        if f"{inner}/".startswith(f"{outer.rstrip('/')}/"):
-            raise ConfigError(
-                f"output {output} and input {input_uri} lie in one another, so masks would become input; "
-                f"choose an output folder beside the input, for example {input_uri.rstrip('/')}-masks"
-            )
+    if reaches_into(input_uri, output):
+        raise ConfigError(
+            f"output {output} and input {input_uri} lie in one another, so masks would become input; "
+            f"choose an output folder beside the input, for example {_beside(input_uri)}-masks"
+        )
+
+
+def _beside(input_uri: str) -> str:
+    return understand_input(input_uri).uri.rstrip("/")
 
 
 def _check_ours(output: str) -> None:

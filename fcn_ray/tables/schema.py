@@ -55,6 +55,11 @@ _LAST = [
 RESERVED = frozenset(field.name for field in _FIRST + _LAST)
 """Names of result columns, which a carried-over input column may not take."""
 
+KEY = "key"
+"""Column of rows that come from a tar, beside those of the contract: WebDataset's key."""
+IMAGE_VERSION = "image_version"
+"""Column of rows of a table of paths: size and etag, or size and time of change, of the file that was read."""
+
 CHUNK_ID = "chunk_id"
 CHUNK_ROW = "chunk_row"
 CHUNK_ROWS = "chunk_rows"
@@ -94,6 +99,9 @@ BAD_STATUSES = (
     "predict",
 )
 """Why a row has no mask: what the bytes are (first eight), what reading them met (2), what happened on the way (3)."""
+
+PASSING_STATUSES = BAD_STATUSES[8:]
+"""Those that another try may change although the image's bytes are the same."""
 
 MAX_ERROR_CHARACTERS = 500
 

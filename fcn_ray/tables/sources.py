@@ -1,47 +1,56 @@
-"""What there is: the input's tables and image files in the order of their paths, and what was left out and why."""
+"""What there is: the input's tables, tars and images in the order of their paths, and what was left out and why."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from fcn_ray import storage
-from fcn_ray.errors import ConfigError, SchemaError, StorageError
-from fcn_ray.tables.columns import Columns, check_columns, read_table_schema
+from fcn_ray.errors import ConfigError, SchemaError
+from fcn_ray.tables.inputs import Input, check_input, folder_of, nothing_fits, place_of, understand_input
+from fcn_ray.tables.lists import read_list, stat_listed
+from fcn_ray.tables.patterns import fits, parse_pattern
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 TABLE_SUFFIX = ".parquet"
+TAR_SUFFIX = ".tar"
+_PACKED_TARS = (".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst")
+"""Of these no part can be read by itself."""
 
 MAX_NAMED = 1000
 """Most quarantined files that are kept by name; all are counted."""
 
-MAX_ROWS_PER_BYTE = 1000
-"""A table that says to have more rows for each byte of its file is taken for damaged: its plan would never end."""
+MAX_SUFFIXES, _LONGEST_SUFFIX = 100, 20
+"""Most suffixes, and characters of one, that left out files are counted by."""
 
-Kind = Literal["parquet", "image"]
+_HIDDEN, _TWICE, _OTHER = "(hidden)", "(listed twice)", "(other)"
+
+Kind = Literal["parquet", "image", "tar"]
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """One input file as it was when listed: its path below the input (its name when it is the input), size in bytes,
-    and version, which changes with the content. Path and version are the identity of an input."""
+    version, which changes with the content, and when it was modified. Path and version are the identity of an input."""
 
     path: str
     kind: Kind
     size: int
     version: str
+    modified: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Rows of one input that go into one chunk: `n_rows` rows of a table from `first_row` on, or an image (0 and 1)."""
+    """Rows of one input that go into one chunk: `n_rows` of a table or tar from `first_row` on, or an image (0 and 1).
+
+    `size` is in bytes: of the file, or of those images of a tar, where row `offset_row` begins at byte `offset`: so a
+    reader need not start at the first row. (Both are 0 of what is no tar.)
+    """
 
     path: str
     version: str
@@ -49,11 +58,13 @@ class Piece:
     first_row: int
     n_rows: int
     size: int
+    offset: int = 0
+    offset_row: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Quarantined:
-    """An input table that cannot be used: its path, why, and whether it is its columns (else it cannot be opened)."""
+    """An input that cannot be used: its path, why, and whether it is its columns (else it cannot be opened)."""
 
     path: str
     reason: str
@@ -64,83 +75,105 @@ class Quarantined:
 class Listing:
     """What a listing left out, so that nothing is ignored in silence. Filled while the listing goes on.
 
-    `skipped` counts files by suffix ("(hidden)" for hidden and linked ones), `quarantined` names the first 1000 tables
-    that cannot be used, `n_quarantined` counts all of them.
+    `skipped` counts files by suffix, and by what is in brackets: "(hidden)" for hidden and linked ones, "(other)", and
+    "(listed twice)" for lines of a list. `quarantined` names the first 1000 inputs that cannot be used, `n_quarantined`
+    counts all of them, `older` the new inputs that `since` leaves out.
     """
 
     skipped: Counter[str] = field(default_factory=Counter)
     quarantined: list[Quarantined] = field(default_factory=list)
     n_quarantined: int = 0
+    older: int = 0
+
+    def skip(self, what: str) -> None:
+        """Count a file under what it is; when there are very many suffixes, what is new is "(other)"."""
+        known = what in self.skipped or len(self.skipped) < MAX_SUFFIXES
+        self.skipped[what if known else _OTHER] += 1
 
     def quarantine(self, path: str, error: Exception) -> None:
-        """Note a table that cannot be used."""
+        """Note an input that cannot be used."""
         self.n_quarantined += 1
         if len(self.quarantined) < MAX_NAMED:
             self.quarantined.append(Quarantined(path, str(error), isinstance(error, SchemaError)))
 
 
 def list_inputs(uri: str, listing: Listing | None = None) -> Iterator[Source]:
-    """Tables and images of the input (one file, or a folder and all below it), by path, with flat memory.
+    """Tables, tars and images of the input (tables/inputs.py says what that may be), by path, with flat memory.
 
     Footers are not read here: a job that is run again must not open what it has planned before. Raises ConfigError when
     there is no such input, or when it is a single file of another kind.
     """
     listing = Listing() if listing is None else listing
-    if storage.is_file(uri):
+    found = understand_input(uri)
+    if found.kind == "file":
         source = _source(storage.stat(uri))
         if source is None:
-            raise ConfigError(f"input {uri} must be a folder, a {TABLE_SUFFIX} file or an image, {_suffixes()}")
+            raise ConfigError(
+                f"input {uri} must be a folder, a {TABLE_SUFFIX} or {TAR_SUFFIX} file (not packed), or an image, "
+                f"one of {' '.join(IMAGE_SUFFIXES)}"
+            )
         yield source
         return
-    check_input(uri)
-    for entry in storage.list_files(uri, lambda path: listing.skipped.update(["(hidden)"])):
+    listed = {"folder": _list_folder, "pattern": _list_matching, "list": _list_named}[found.kind]
+    for entry in listed(found, listing):
         source = _source(entry)
         if source is None:
-            listing.skipped[PurePosixPath(entry.path).suffix.lower() or "(no suffix)"] += 1
+            listing.skip(_suffix(entry.path))
         else:
             yield source
 
 
-def check_input(uri: str) -> None:
-    """Raise ConfigError when there is nothing at `uri`: a missing folder would look like an empty one."""
-    if not storage.exists(uri):
-        raise ConfigError(f"input {uri} does not exist: check the path, and that this machine sees it")
+def _list_folder(found: Input, listing: Listing) -> Iterator[storage.Entry]:
+    check_input(found.uri)
+    return storage.list_files(found.uri, lambda path: listing.skip(_HIDDEN))
 
 
-def locate_sources(input_uri: str) -> Callable[[str], str]:
-    """The function that tells where the input with a relative path is stored; whether it is one file is asked once."""
-    if storage.is_file(input_uri):
-        return lambda path: input_uri
-    return partial(storage.join, input_uri)
+def _list_matching(found: Input, listing: Listing) -> Iterator[storage.Entry]:
+    """The files that fit a pattern; it says nothing of the others, so they are not counted as left out."""
+    pattern, empty = parse_pattern(found.pattern), True
+
+    def skip(path: str) -> None:
+        if fits(pattern, path):
+            listing.skip(_HIDDEN)
+
+    for entry in storage.list_files(found.uri, skip):
+        if fits(pattern, entry.path):
+            empty = False
+            yield entry
+    if empty:
+        raise ConfigError(nothing_fits(found))
 
 
-def read_row_groups(uri: str, source: Source, columns: Columns) -> list[int]:
-    """Rows in each row group of the table that is stored at `uri`, from its footer.
-
-    Raises StorageError when it cannot be opened (empty, cut off, not Parquet) or its numbers of rows cannot be true,
-    SchemaError when its columns do not do.
-    """
-    try:
-        with storage.open_file(uri) as file:
-            metadata = pq.read_metadata(file)
-        check_columns(read_table_schema(metadata), columns)
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise StorageError(f"not a readable Parquet file of {source.size} bytes: {error}") from error
-    rows = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
-    if sum(rows) != metadata.num_rows or min(rows, default=0) < 0 or sum(rows) > MAX_ROWS_PER_BYTE * source.size:
-        raise StorageError(
-            f"not a readable Parquet file of {source.size} bytes: its footer tells of {metadata.num_rows} rows, of "
-            f"{sum(rows)} in {len(rows)} row groups"
-        )
-    return rows
+def _list_named(found: Input, listing: Listing) -> Iterator[storage.Entry]:
+    """The files that a list names, under the names that it gives them; those that are not there are quarantined."""
+    lines = read_list(found.uri, lambda line: listing.skip(_TWICE))
+    locate = partial(place_of, folder=folder_of(found.uri))
+    for path, entry in stat_listed(lines, locate):
+        if isinstance(entry, Exception):
+            listing.quarantine(path, entry)
+        else:
+            yield replace(entry, path=path)
 
 
 def _source(entry: storage.Entry) -> Source | None:
-    suffix = PurePosixPath(entry.path).suffix.lower()
-    if suffix == TABLE_SUFFIX and not PurePosixPath(entry.path).name.startswith("_"):
-        return Source(entry.path, "parquet", entry.size, entry.version)
-    return Source(entry.path, "image", entry.size, entry.version) if suffix in IMAGE_SUFFIXES else None
+    """The input that a file is, by its name; None when it is none."""
+    kind = _kind(entry.path[entry.path.rfind("/") + 1 :].lower())
+    return None if kind is None else Source(entry.path, kind, entry.size, entry.version, entry.modified)
 
 
-def _suffixes() -> str:
-    return "one of " + " ".join(IMAGE_SUFFIXES)
+def _kind(name: str) -> Kind | None:
+    if name.rfind(".") < 1:
+        return None
+    if name.endswith(IMAGE_SUFFIXES):
+        return "image"
+    if name.startswith("_"):
+        return None
+    if name.endswith(TABLE_SUFFIX):
+        return "parquet"
+    return "tar" if name.endswith(TAR_SUFFIX) else None
+
+
+def _suffix(path: str) -> str:
+    packed = next((suffix for suffix in _PACKED_TARS if path.lower().endswith(suffix)), "")
+    suffix = packed or PurePosixPath(path).suffix.lower()
+    return (suffix or "(no suffix)") if len(suffix) <= _LONGEST_SUFFIX else _OTHER

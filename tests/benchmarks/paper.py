@@ -15,9 +15,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from fcn_ray import evaluate, segment, train
 from fcn_ray.config import SegmentConfig, TrainConfig
 from fcn_ray.config_text import load_config
+
+# What trains and scores is imported where it is used: recipe_gpu.py takes the recipe to where there is no Ray.
 
 SIZE = (360, 480)
 RATE = 187_500 / (SIZE[0] * SIZE[1])
@@ -47,6 +48,8 @@ STAGES: dict[str, tuple[str, float, str | None]] = {
 
 def train_stage(options: argparse.Namespace, name: str) -> str:
     """Folder of the stage's bundle."""
+    from fcn_ray import train
+
     variant, rate, before = STAGES[name]
     settings = RELEASE | {"model.variant": variant, "optimizer.learning_rate": rate * RATE, "epochs": options.epochs}
     if before:
@@ -61,6 +64,8 @@ def train_stage(options: argparse.Namespace, name: str) -> str:
 
 def main() -> None:
     """Train and score every stage, print a table."""
+    from fcn_ray import evaluate, segment
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("camvid", type=Path)
     parser.add_argument("out", type=Path)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 from PIL import Image
 
 from fcn_ray.bundle import load_bundle
@@ -125,6 +126,25 @@ def test_a_status_that_cannot_be_written_stops_no_job(
     assert (report.run, report.labelled, report.statuses) == (run, 3, {"ok": 3})
     assert f"status.json is not current: {run}/status.json cannot be written" in caplog.text
     assert audit(str(output)).ok
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_too_many_bad_images_end_the_job_and_its_actors(tmp_path: Path, tiny_bundle: Path) -> None:
+    for index in range(60):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / f"{index:02}.jpg").write_bytes(b"<html>")
+    report = segment(_config(tmp_path / "in", tmp_path / "masks", tiny_bundle, chunk__rows=1, max_bad_consecutive=3))
+    assert (report.too_bad, report.labelled, report.left) == (True, 3, 57)
+    assert report.stopped == "3 images in a row are bad, max_bad_consecutive is 3"
+    assert (_status(tmp_path / "masks")["state"], _status(tmp_path / "masks")["exit_code"]) == ("stopped", 3)
+    deadline = time.monotonic() + 60
+    while ray.available_resources().get("CPU") != ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline, "the actors hold their CPUs"
+        time.sleep(0.1)
+    done = len(_stamps(tmp_path / "masks"))
+    assert 3 <= done < 60
+    found = audit(str(tmp_path / "masks"))
+    assert (found.n_findings, found.incomplete) == (0, True)
 
 
 @pytest.mark.usefixtures("ray_session")
@@ -274,7 +294,7 @@ def test_more_actors_than_the_cluster_holds_are_refused_and_only_the_plan_is_wri
     with pytest.raises(ResourceError, match=r"3 prediction actors of 1 CPUs and 1 GPUs each do not fit, .* 0 GPUs"):
         segment(_config(source, output, tiny_bundle, predict__actors=3, predict__gpus=1))
     written = {file.relative_to(output).parts[1] for file in output.rglob("*") if file.is_file()}
-    assert written == {"run.json", "plans", "status.json"}
+    assert written == {"run.json", "plans", "status.json", "lock.json"}
     assert load_bundle(str(tiny_bundle)).digest == _status_digest(output)
 
 

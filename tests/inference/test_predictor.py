@@ -94,6 +94,27 @@ def test_an_image_that_fails_takes_no_other_with_it(predictor: Predictor, images
     assert table[schema.MASK][1].as_py() is None
 
 
+def test_a_batch_that_does_not_fit_is_halved(tiny_bundle: Path) -> None:
+    predictor, sizes = make_predictor(tiny_bundle), []
+    images = list(np.random.default_rng(2).integers(0, 255, (7, 32, 32, 3), np.uint8))
+    expected = predictor.predict(images)
+    network = predictor._network
+
+    def little_memory(batch: np.ndarray, *boxes: np.ndarray) -> object:
+        sizes.append(len(batch))
+        if len(batch) > 2:
+            raise MemoryError("no room")
+        return network.predict(batch, *boxes)
+
+    predictor._network = replace(network, predict=little_memory)
+    found = predictor.predict(images)
+    assert sizes == [7, 3, 1, 2, 4, 2, 2]
+    for left, right in zip(found, expected, strict=True):
+        assert isinstance(left, Prediction)
+        assert isinstance(right, Prediction)
+        assert (left.mask == right.mask).mean() >= 0.999
+
+
 def test_another_bundle_than_planned_is_refused(tiny_bundle: Path) -> None:
     other = Predictor(str(tiny_bundle), "0000", threads=0, batch_pixels=1, tile_pixels=1)
     with pytest.raises(BundleError, match="the job was planned with 0000"):

@@ -166,6 +166,12 @@ def test_versions_change_with_the_content(store: Shim, uri: str) -> None:
     assert storage.stat(uri).version != before.version
 
 
+def test_a_store_says_when_an_object_was_put(store: Shim, uri: str) -> None:
+    storage.put_if_absent(uri, b"data")
+    for entry in (storage.stat(uri), next(storage.list_files(store.root))):
+        assert entry.modified == pytest.approx(time.time(), abs=60)
+
+
 def test_what_is_too_large_is_not_read(store: Shim, uri: str) -> None:
     storage.put_if_absent(uri, b"0123456789")
     assert storage.fetch(uri, 10) == (storage.stat(uri), b"0123456789")

@@ -283,6 +283,17 @@ def _edit_table_rows(**change: Any) -> Damage:
     return _edit_plan(edit)
 
 
+def _as_tar(*places: tuple[int, int]) -> Damage:
+    """The table's two pieces, which begin with rows 0 and 3, as those of a tar."""
+
+    def edit(rows: list[dict]) -> None:
+        for row, (first, offset) in zip(rows[-2:], places, strict=True):
+            row.update(kind="tar", offset=offset, offset_row=first)
+        _rewrite_ids(rows)
+
+    return _edit_plan(edit)
+
+
 def _list_in_first_manifest(part: slice) -> Damage:
     """The manifest of the first plan, which has four chunks, with some of them and of the second's, in this order."""
 
@@ -396,6 +407,16 @@ PLAN_DAMAGE: dict[str, tuple[Damage, set[str]]] = {
     "rows in two chunks": (_edit_table_rows(first_row=2, n_rows=2), {"twice", "stray"}),
     "rows from the middle only": (_edit_plan(lambda rows: rows.pop(-2)), {"twice", "stray"}),
     "an image of two rows": (_edit_table_rows(path="u.png", kind="image", first_row=0, n_rows=2), {"twice", "stray"}),
+    "an unknown kind": (_edit_table_rows(kind="zip"), {"kind", "stray"}),
+    "an input of an unknown kind": (_edit_table_rows(path="u.zip", kind="zip", first_row=0), {"kind", "stray"}),
+    "a table with an offset": (_edit_table_rows(offset=512), {"offset", "stray"}),
+    "a tar out of order": (_as_tar((0, 1024), (3, 512)), {"offset", "stray"}),
+    "a tar between blocks": (_as_tar((0, 512), (3, 1000)), {"offset", "stray"}),
+    "a tar before its begin": (_as_tar((0, -512), (3, 512)), {"offset", "stray"}),
+    "a tar whose rows begin too late": (_as_tar((0, 0), (4, 512)), {"offset", "stray"}),
+    "a tar with two places of a row": (_as_tar((0, 0), (0, 512)), {"offset", "stray"}),
+    "a tar as it is": (_as_tar((0, 0), (3, 512)), {"stray"}),
+    "a tar that is read from its begin": (_as_tar((0, 0), (0, 0)), {"stray"}),
     "a chunk of no rows": (_edit_table_rows(path="u.png", first_row=0, n_rows=0), {"twice", "stray"}),
     "not sorted": (_edit_plan(lambda rows: (rows.reverse(), _rewrite_ids(rows))), {"plan", "stray"}),
     "chunk left out": (_edit_plan(lambda rows: rows.pop()), {"stray"}),

@@ -1,4 +1,4 @@
-from itertools import accumulate
+from itertools import accumulate, pairwise
 
 import pytest
 from hypothesis import given
@@ -6,13 +6,18 @@ from hypothesis import strategies as st
 
 from fcn_ray.config import ChunkConfig
 from fcn_ray.tables.chunks import chunk_id, cut_chunks, cut_table
+from fcn_ray.tables.contents import RowGroup
 from fcn_ray.tables.sources import Piece, Source
 
 TABLE = Source("t.parquet", "parquet", 10, "1")
 
 
+def _groups(rows: list[int], mean: int = 0) -> list[RowGroup]:
+    return [RowGroup(count, count * mean) for count in rows]
+
+
 def _sizes(row_groups: list[int], rows: int) -> list[int]:
-    return [piece.n_rows for (piece,) in cut_table(TABLE, row_groups, rows)]
+    return [piece.n_rows for (piece,) in cut_table(TABLE, _groups(row_groups), ChunkConfig(rows=rows))]
 
 
 @pytest.mark.parametrize(
@@ -36,7 +41,7 @@ def test_tables_are_cut_along_row_groups(row_groups: list[int], rows: int, sizes
 
 @given(st.lists(st.integers(0, 50), max_size=10), st.integers(1, 40))
 def test_every_row_of_a_table_is_in_one_chunk(row_groups: list[int], rows: int) -> None:
-    pieces = [piece for (piece,) in cut_table(TABLE, row_groups, rows)]
+    pieces = [piece for (piece,) in cut_table(TABLE, _groups(row_groups), ChunkConfig(rows=rows))]
     ends = list(accumulate(piece.n_rows for piece in pieces))
     assert [piece.first_row for piece in pieces] == [0, *ends][: len(pieces)]
     assert sum(piece.n_rows for piece in pieces) == sum(row_groups)
@@ -46,12 +51,80 @@ def test_every_row_of_a_table_is_in_one_chunk(row_groups: list[int], rows: int) 
     assert all(piece.n_rows == rows for piece, end in zip(pieces, ends, strict=True) if end not in borders)
 
 
+@pytest.mark.parametrize(
+    ("groups", "sizes"),
+    [
+        ([(100, 1000)], [10] * 10),  # 10 bytes a row
+        ([(10, 90), (10, 90)], [10, 10]),  # an 11th row would fit: a border comes before it
+        ([(3, 30), (10, 100)], [10, 3]),
+        ([(5, 50), (10, 100)], [5, 10]),
+        ([(4, 1000)], [1, 1, 1, 1]),  # larger than a chunk may be: each alone
+        ([(4, 0), (20, 0)], [16, 8]),  # nothing is known of their bytes
+        ([(1, 60), (1, 60), (1, 40), (1, 1)], [1, 2, 1]),  # a tar
+        ([(2, 7), (9, 9 << 60)], [2, *[1] * 9]),
+        ([(1, 101), (3, 0)], [1, 3]),
+    ],
+)
+def test_tables_are_cut_by_bytes_too(groups: list[tuple[int, int]], sizes: list[int]) -> None:
+    chunks = cut_table(TABLE, [RowGroup(*group) for group in groups], ChunkConfig(rows=16, bytes=100))
+    assert [piece.n_rows for (piece,) in chunks] == sizes
+
+
+_GROUP = st.tuples(st.integers(0, 50), st.integers(0, 30))
+
+
+@given(st.lists(_GROUP, max_size=10), st.integers(1, 40), st.integers(1, 300))
+def test_no_chunk_of_a_table_is_too_large(groups: list[tuple[int, int]], rows: int, limit: int) -> None:
+    """Each row has the bytes of its row group, given here by row; but for its last, no chunk could be twice as long."""
+    table = [RowGroup(count, count * size) for count, size in groups]
+    counts = [piece.n_rows for (piece,) in cut_table(TABLE, table, ChunkConfig(rows=rows, bytes=limit))]
+    sizes = [size for count, size in groups for _ in range(count)]
+    ends = [0, *accumulate(counts)]
+    assert ends[-1] == len(sizes)
+    for first, end in pairwise(ends):
+        assert end - first == 1 or (end - first <= rows and sum(sizes[first:end]) <= limit)
+        twice = sizes[first : first + 2 * (end - first) + 1]
+        assert end == len(sizes) or len(twice) > rows or sum(twice) > limit
+
+
+def _old_rule(groups: list[int], rows: int) -> list[int]:
+    """How tables were cut before bytes counted."""
+    borders, first, sizes = list(accumulate(groups)), 0, []
+    while borders and first < borders[-1]:
+        end = min(first + rows, borders[-1])
+        fitting = [border for border in borders if first + (rows + 1) // 2 <= border <= end]
+        end = fitting[-1] if fitting else end
+        sizes.append(end - first)
+        first = end
+    return sizes
+
+
+@given(st.lists(st.integers(0, 50), max_size=10), st.integers(1, 40), st.integers(0, 10))
+def test_small_images_are_cut_as_ever(groups: list[int], rows: int, mean: int) -> None:
+    chunks = cut_table(TABLE, _groups(groups, mean), ChunkConfig(rows=rows, bytes=1000))
+    assert [piece.n_rows for (piece,) in chunks] == _old_rule(groups, rows)
+
+
+def test_chunks_of_a_tar_say_where_their_images_are() -> None:
+    source = Source("t.tar", "tar", 9999, "1")
+    groups = [RowGroup(1, size, offset) for size, offset in [(60, 0), (60, 1024), (30, 2048), (20, 3072)]]
+    pieces = [piece for (piece,) in cut_table(source, groups, ChunkConfig(rows=9, bytes=100))]
+    found = [(piece.first_row, piece.n_rows, piece.size, piece.offset, piece.offset_row) for piece in pieces]
+    assert found == [
+        (0, 1, 60, 0, 0),
+        (1, 2, 90, 1024, 1),
+        (3, 1, 20, 3072, 3),
+    ]
+
+
 def _image(name: str, size: int = 1) -> Source:
     return Source(name, "image", size, "1")
 
 
 def _cut(sources: list[Source], rows: int, limit: int) -> list[list[str]]:
-    units = cut_chunks(sources, ChunkConfig(rows=rows, bytes=limit), lambda source: [5] if source is TABLE else [])
+    units = cut_chunks(
+        sources, ChunkConfig(rows=rows, bytes=limit), lambda source: _groups([5]) if source is TABLE else []
+    )
     return [[piece.path for piece in chunk] for unit in units for chunk in unit]
 
 

@@ -72,7 +72,7 @@ def test_a_manifest_before_the_count_would_be_found(monkeypatch: pytest.MonkeyPa
 def test_a_chunk_that_is_named_after_its_writer_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def remove_guard(code: Code) -> None:
         name, code.alike = planfile.chunk_id, False
-        monkeypatch.setattr(planfile, "chunk_id", lambda chunk: code.driver.lower() + name(chunk)[1:])
+        monkeypatch.setattr(planfile, "chunk_id", lambda *chunk: code.driver.lower() + name(*chunk)[1:])
 
     found = search(monkeypatch, "AB", 0, remove_guard=remove_guard)
     assert "does not hold chunk" in str(found.broken), found

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fcn_ray import storage
 from fcn_ray.config import ChunkConfig
 from fcn_ray.errors import AuditError, SchemaError, StorageError
-from fcn_ray.tables import plan, planfile
+from fcn_ray.tables import plan, planfile, seal
 from fcn_ray.tables.audit_plans import check_coverage, check_plan
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.plan import (
@@ -240,6 +240,39 @@ def test_progress_is_what_is_in_masks(tmp_path: Path) -> None:
         (masks / name).write_bytes(b"")
     assert list(pending_chunks(log)) == [refs[0], refs[2]]
     assert count_chunks(log) == Totals(chunks=3, rows=8, done_chunks=1, done_rows=3)
+
+
+# ------------------------------------------------------------------------------------------------ plans of old versions
+
+
+def test_a_run_that_was_planned_before_bytes_and_tars_goes_on_as_it_was(tmp_path: Path) -> None:
+    """Its plan has no offsets, and chunks of a table that are cut otherwise today; nothing of it is planned again."""
+    write_table(tmp_path / "in" / "t.parquet", 10, group=10, image=[os.urandom(1000) for _ in range(10)])
+    write_images(tmp_path / "in", "a.png")
+    _extend(tmp_path, rows=4)
+    path = planfile.plan_uri(f"{tmp_path}/run", 1)
+    _write_as_before(path)
+    before = _chunks(tmp_path)
+    assert sorted(piece.n_rows for (piece,) in before.values()) == [1, 2, 4, 4]
+    write_table(tmp_path / "in" / "u.parquet", 10, group=10, image=[os.urandom(1000) for _ in range(10)])
+    limits = ChunkConfig(rows=4, bytes=2500)
+    log = extend_plan(f"{tmp_path}/run", f"{tmp_path}/in", limits, Columns())
+    assert (log.newest, log.new_rows) == (2, 10)
+    after = _chunks(tmp_path)
+    assert before.items() <= after.items()
+    assert {piece.path for name in after.keys() - before.keys() for piece in after[name]} == {"u.parquet"}
+    assert max(piece.n_rows for (piece,) in (after[name] for name in after.keys() - before.keys())) < 4
+    assert _audit(tmp_path) == []
+
+
+def _write_as_before(path: str) -> None:
+    table = pq.read_table(path).drop_columns(["offset", "offset_row"])
+    metadata = {"fcn_ray.chunks": "4", "fcn_ray.rows": "11", "fcn_ray.seal": seal.BLANK}
+    sink = io.BytesIO()
+    with pq.ParquetWriter(sink, table.schema.remove_metadata(), store_schema=False) as writer:
+        writer.write_table(table)
+        writer.add_key_value_metadata(metadata)
+    Path(path).write_bytes(seal.seal(sink))
 
 
 # ------------------------------------------------------------------------------------------------------------- damage

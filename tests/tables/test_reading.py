@@ -1,6 +1,8 @@
 import io
 import os
+import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,17 @@ from hypothesis import strategies as st
 
 from fcn_ray import storage
 from fcn_ray.storage import local
-from fcn_ray.tables import cursor, reading
+from fcn_ray.tables import cells, cursor
 from fcn_ray.tables.columns import Columns
+from fcn_ray.tables.contents import read_contents
 from fcn_ray.tables.reading import label_chunk, read_rows
-from fcn_ray.tables.sources import Piece
+from fcn_ray.tables.sources import Piece, Source
+from tests.tables.archives import tar, write_tar
 from tests.tables.making import write_images, write_table
 
 
 def _piece(path: Path, first: int = 0, rows: int = 1) -> Piece:
-    kind = "parquet" if path.suffix == ".parquet" else "image"
+    kind = {".parquet": "parquet", ".tar": "tar"}.get(path.suffix, "image")
     entry = storage.stat(str(path))
     return Piece(path.name, entry.version, kind, first, rows, entry.size)
 
@@ -101,13 +105,107 @@ def test_paths_are_read_from_the_folder_of_the_table(tmp_path: Path, as_struct: 
     assert "not a regular file" in read[7]["source_message"]
 
 
+def test_the_version_of_a_file_that_a_path_names_goes_along(tmp_path: Path) -> None:
+    write_images(tmp_path, "a.png", "b.png")
+    path = write_table(tmp_path / "t.parquet", 4, group=3, image=["a.png", "gone.png", None, "b.png"])
+    versions = [storage.stat(f"{tmp_path}/{name}").version for name in ("a.png", "b.png")]
+    assert [row["image_version"] for row in _read(path, 0, 4)] == [versions[0], None, None, versions[1]]
+    assert _read(path, 1, 2)[0]["image_version"] is None, "all chunks of a table have the column"
+    assert "image_version" not in _read(path, 0, 4, carry="none")[0]
+    taken = write_table(tmp_path / "u.parquet", 1, image=["a.png"], image_version=["mine"])
+    assert _read(taken, 0, 1)[0]["image_version"] == "mine"
+
+
+def test_images_that_are_in_their_table_have_no_version(tmp_path: Path) -> None:
+    cells = pa.array([{"bytes": b"one", "path": "x"}, {"bytes": None, "path": None}], STRUCT)
+    for image in ([b"one", None], cells):
+        path = write_table(tmp_path / "t.parquet", 2, image=image)
+        assert "image_version" not in _read(path, 0, 2)[0]
+
+
+@pytest.mark.parametrize("as_paths", [False, True])
+def test_files_are_read_several_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, as_paths: bool) -> None:
+    """Each waits until eight are being read."""
+    names = [f"{number}.png" for number in range(16)]
+    write_images(tmp_path, *names)
+    barrier, fetch = threading.Barrier(8), local.fetch
+
+    def fetch_together(uri: str, limit: int) -> Any:
+        barrier.wait(timeout=10)
+        return fetch(uri, limit)
+
+    monkeypatch.setattr(local, "fetch", fetch_together)
+    if as_paths:
+        rows = _read(write_table(tmp_path / "t.parquet", 16, group=16, image=names), 0, 16)
+    else:
+        rows = read_rows(str(tmp_path), [_piece(tmp_path / name) for name in names], Columns()).to_pylist()
+    assert [row["image"] for row in rows] == [(tmp_path / name).read_bytes() for name in names]
+
+
+@given(data=st.data())
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_slice_of_a_tar_is_those_images(tmp_path: Path, data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, 30))
+    path = write_tar(tmp_path / "t.tar", count, data.draw(st.sampled_from(["gnu", "pax", "ustar"])))
+    first = data.draw(st.integers(0, count - 1))
+    rows = data.draw(st.integers(1, count - first))
+    at = data.draw(st.integers(0, first))
+    offset = [group.offset for group in read_contents(str(path), Source("t.tar", "tar", 9, "1"), Columns())][at]
+    piece = replace(_piece(path, first, rows), offset=offset, offset_row=at)
+    read = read_rows(str(tmp_path), [piece], Columns()).to_pylist()
+    assert [row["image"] for row in read] == [b"tar image %d" % row for row in range(first, first + rows)]
+    assert [(row["image_id"], row["path"], row["row"], row["key"], row["source_error"]) for row in read] == [
+        (f"t.tar#{row}", "t.tar", row, f"shard/{row:04}", None) for row in range(first, first + rows)
+    ]
+
+
+def test_columns_of_a_tar(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "t.tar", 2)
+    assert "key" not in _read(path, 0, 2, carry="none")[0]
+    assert "key" not in _read(path, 0, 2, carry=("name",))[0]
+    assert _read(path, 0, 2, carry=("name", "key"))[0]["key"] == "shard/0000"
+    assert [row["image_id"] for row in _read(path, 0, 2, id="key")] == ["shard/0000", "shard/0001"]
+    assert [row["image_id"] for row in _read(path, 0, 2, id="name")] == ["t.tar#0", "t.tar#1"]
+
+
+@pytest.mark.parametrize("fate", ["gone", "changed", "cut", "header"])
+def test_a_tar_that_cannot_be_read_gives_its_rows_all_the_same(tmp_path: Path, fate: str) -> None:
+    path = write_tar(tmp_path / "t.tar", 5)
+    piece = replace(_piece(path, 1, 3), offset=4096, offset_row=1)
+    if fate == "gone":
+        path.unlink()
+    elif fate == "changed":
+        write_tar(path, 6)
+    else:
+        status, data = path.stat(), bytearray(path.read_bytes())
+        data[7168 + 20] ^= 1  # the header of the third image
+        path.write_bytes(data[:7200] if fate == "cut" else data)
+        os.utime(path, ns=(status.st_mtime_ns, status.st_mtime_ns))
+        if fate == "cut":
+            piece = replace(piece, version=storage.stat(str(path)).version)
+    read = read_rows(str(tmp_path), [piece], Columns()).to_pylist()
+    good = [] if fate in {"gone", "changed"} else [b"tar image 1"]
+    problem = "changed" if fate == "changed" else "unreadable"
+    assert [_status(row) for row in read] == [(data, None) for data in good] + [(None, problem)] * (3 - len(good))
+    assert [(row["row"], row["image_id"]) for row in read] == [(row, f"t.tar#{row}") for row in (1, 2, 3)]
+    assert "key" in read[0]
+
+
+def test_an_image_of_a_tar_that_is_too_big_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "t.tar").write_bytes(tar([("a.jpg", bytes(2000)), ("b.jpg", b"small"), ("c.jpg", b"")]))
+    monkeypatch.setattr(cells, "MAX_FILE_BYTES", 1000)
+    read = _read(tmp_path / "t.tar", 0, 4)
+    assert [_status(row) for row in read] == [(None, "too_big"), (b"small", None), (b"", None), (None, "unreadable")]
+    assert "expected 4 images from row 0 on, found 3" in read[3]["source_message"]
+
+
 def test_files_that_are_gone_changed_or_huge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_images(tmp_path, "gone.png", "changed.png", "huge.png", "good.png")
     (tmp_path / "huge.png").write_bytes(bytes(2000))
     pieces = [_piece(tmp_path / name) for name in ("gone.png", "changed.png", "huge.png", "good.png")]
     (tmp_path / "gone.png").unlink()
     (tmp_path / "changed.png").write_bytes(b"other")
-    monkeypatch.setattr(reading, "MAX_FILE_BYTES", 1000)
+    monkeypatch.setattr(cells, "MAX_FILE_BYTES", 1000)
     read = read_rows(str(tmp_path), pieces, Columns()).to_pylist()
     assert [row["source_error"] for row in read] == ["unreadable", "changed", "too_big", None]
     assert [row["image"] is None for row in read] == [True, True, True, False]

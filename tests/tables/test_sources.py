@@ -1,12 +1,10 @@
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from fcn_ray.errors import ConfigError, SchemaError, StorageError
-from fcn_ray.tables.columns import Columns
-from fcn_ray.tables.sources import IMAGE_SUFFIXES, Listing, Source, list_inputs, locate_sources, read_row_groups
+from fcn_ray.tables.inputs import locate_sources
+from fcn_ray.tables.sources import IMAGE_SUFFIXES, Listing, list_inputs
 from tests.tables.making import write_images, write_table
 
 
@@ -41,42 +39,9 @@ def test_inputs_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
     with pytest.raises(ConfigError, match=r"nowhere does not exist: check the path"):
         next(list_inputs(f"{tmp_path}/nowhere"))
-    with pytest.raises(ConfigError, match=r"notes.txt must be a folder, a .parquet file or an image, one of .jpg"):
+    with pytest.raises(ConfigError, match=r"notes.txt must be a folder, a .parquet or .tar file .*, one of .jpg"):
         next(list_inputs(f"{tmp_path}/notes.txt"))
     assert list(list_inputs(str(tmp_path))) == []
-
-
-def _source(path: Path) -> Source:
-    return Source(path.name, "parquet", path.stat().st_size, "1")
-
-
-def test_row_groups_come_from_the_footer(tmp_path: Path) -> None:
-    path = write_table(tmp_path / "t.parquet", 10, group=4)
-    assert read_row_groups(str(path), _source(path), Columns()) == [4, 4, 2]
-
-
-def test_tables_that_cannot_be_opened(tmp_path: Path) -> None:
-    whole = write_table(tmp_path / "whole.parquet", 5).read_bytes()
-    damaged = whole[:-108] + bytes(100) + whole[-8:]
-    for name, data in {"empty": b"", "cut": whole[:-4], "page": b"<html>" * 9, "footer": damaged}.items():
-        path = tmp_path / f"{name}.parquet"
-        path.write_bytes(data)
-        with pytest.raises(StorageError, match=f"not a readable Parquet file of {len(data)} bytes"):
-            read_row_groups(str(path), _source(path), Columns())
-
-
-def test_a_table_of_more_rows_than_can_be_true_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A footer may say 2**62, and planning would not end; to write one takes more than this test has."""
-    path = write_table(tmp_path / "t.parquet", 5)
-    monkeypatch.setattr("fcn_ray.tables.sources.MAX_ROWS_PER_BYTE", 0)
-    with pytest.raises(StorageError, match="its footer tells of 5 rows, of 5 in 2 row groups"):
-        read_row_groups(str(path), _source(path), Columns())
-
-
-def test_a_table_without_images_is_refused_by_its_schema(tmp_path: Path) -> None:
-    pq.write_table(pa.table({"a": [1]}), tmp_path / "t.parquet")
-    with pytest.raises(SchemaError, match="no column holds images, found a: int64"):
-        read_row_groups(str(tmp_path / "t.parquet"), _source(tmp_path / "t.parquet"), Columns())
 
 
 def test_the_listing_names_some_and_counts_all(monkeypatch: pytest.MonkeyPatch) -> None:

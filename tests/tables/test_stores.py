@@ -1,5 +1,6 @@
 """Runs whose input and output lie in an object store that fails every now and then."""
 
+import hashlib
 import itertools
 import random
 from functools import partial
@@ -18,6 +19,7 @@ from fcn_ray.tables.plan import pending_chunks, read_chunk
 from fcn_ray.tables.reading import read_rows
 from tests import s3 as faults
 from tests.s3 import Fault, Shim, answer
+from tests.tables.archives import tar
 from tests.tables.making import commit_pending, finished_run, png, start_run, write_table
 
 ROOT = "s3://bucket/job"
@@ -189,6 +191,33 @@ def test_a_version_that_cannot_be_asked_for_is_no_fault_of_a_table(
     collection.fail("HEAD", always=_refuse("t.parquet", 2))  # after those of the footer and of the rows
     with pytest.raises(UnavailableError):
         read_rows(run.input, pieces, Columns())
+
+
+@pytest.mark.s3
+def test_a_chunk_of_a_tar_takes_few_requests(collection: Shim) -> None:
+    """Headers and images of a chunk lie side by side, and are read so; planning reads small members as they pass."""
+    images = [bytes([row]) * 20_000 for row in range(60)]
+    storage.put_if_absent(f"{ROOT}/in/z.tar", tar([(f"{row}.jpg", image) for row, image in enumerate(images)]))
+    collection.fail("none")
+    run, log = start_run(ROOT, rows=30)
+    assert sum(path.endswith("z.tar") for _, path in collection.seen) < 10
+    refs = [ref for ref in pending_chunks(log) if read_chunk(run.uri, ref)[0].kind == "tar"]
+    assert len(refs) == 2
+    pieces = read_chunk(run.uri, refs[1])
+    collection.fail("none")
+    rows = read_rows(run.input, pieces, Columns()).to_pylist()
+    assert [row["image"] for row in rows] == images[30:]
+    assert collection.count("GET") == 1
+
+
+@pytest.mark.s3
+def test_the_tag_of_an_object_that_a_path_names_goes_along(collection: Shim, tmp_path: Path) -> None:
+    uri = f"{ROOT}/in/0/0 #?.png"
+    write_table(tmp_path / "in" / "t.parquet", 2, image=[uri, "s3://nobody/a.png"])
+    run, log = start_run(str(tmp_path))
+    (rows,) = (_read(run, ref) for ref in pending_chunks(log))
+    etag = hashlib.md5(png(0)).hexdigest()
+    assert [row["image_version"] for row in rows] == [f"{len(png(0))}-{etag}", None]
 
 
 @pytest.mark.s3

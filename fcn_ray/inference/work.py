@@ -1,0 +1,85 @@
+"""What a labelling job has to do: planned before Ray is started, and counted when it is done."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+
+from fcn_ray.config import SegmentConfig
+from fcn_ray.tables.columns import Columns
+from fcn_ray.tables.commit import Receipt
+from fcn_ray.tables.manifest import finish, read_published
+from fcn_ray.tables.plan import PlanLog, extend_plan, pending_chunks, preview_plan
+from fcn_ray.tables.planfile import ChunkRef, Place
+from fcn_ray.tables.retry import find_failed, plan_retries
+from fcn_ray.tables.runs import Run
+from fcn_ray.tables.schema import BAD_STATUSES, PASSING_STATUSES
+from fcn_ray.tables.statuses import count_current
+from fcn_ray.tables.superseded import find_superseded
+
+RETRIED: Mapping[str, Sequence[str]] = {"none": (), "passing": PASSING_STATUSES, "all": BAD_STATUSES}
+"""What `retry_failed` means: rows with these statuses are tried again."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """The plans of a run, the chunks that are to do, and which rows newer plans have again, by chunk id."""
+
+    log: PlanLog
+    pending: Sequence[ChunkRef]
+    superseded: Mapping[str, Sequence[Place]]
+
+    @cached_property
+    def stale(self) -> Mapping[str, int]:
+        """Superseded rows of each chunk that has some."""
+        return {name: sum(place.n_rows for place in places) for name, places in self.superseded.items()}
+
+    @property
+    def images(self) -> int:
+        """Images of the run; one that has several rows counts once."""
+        return self.log.rows - sum(self.stale.values())
+
+    @property
+    def todo(self) -> int:
+        """Rows of the pending chunks."""
+        return sum(ref.n_rows for ref in self.pending)
+
+    @property
+    def skipped(self) -> int:
+        """Images whose row is there, and stays."""
+        return self.images - sum(ref.n_rows - self.stale.get(ref.chunk_id, 0) for ref in self.pending)
+
+
+def plan_work(run: Run, config: SegmentConfig, columns: Columns, since: datetime | None) -> Work:
+    """Plan what is new, and what is to be tried again, and see what is to do."""
+    log = extend_plan(run.uri, run.input, config.chunk, columns, since=_seconds(since))
+    if statuses := RETRIED[config.retry_failed]:
+        log = plan_retries(log, statuses, config.chunk)
+    return Work(log, list(pending_chunks(log)), find_superseded(run.uri, log.newest))
+
+
+def finish_work(run: Run, work: Work, receipts: Iterable[Receipt]) -> Mapping[str, int]:
+    """Put the manifest of a run that has no chunk pending; its images by status, as they are now."""
+    manifest = finish(run, work.log, receipts)
+    if not work.superseded:
+        return manifest.statuses
+    return count_current(run.uri, manifest.statuses, read_published(run.uri), work.superseded)
+
+
+def preview_work(
+    run_uri: str, input_uri: str, config: SegmentConfig, columns: Columns, since: datetime | None
+) -> tuple[Work, int]:
+    """What `plan_work` would find, without writing anything, and how many rows there would be to do.
+
+    The work is that of the plans that are stored: the chunks of new ones are only counted.
+    """
+    log = preview_plan(run_uri, input_uri, config.chunk, columns, _seconds(since))
+    work = Work(log, list(pending_chunks(log)), find_superseded(run_uri, log.newest))
+    again = find_failed(run_uri, log.newest, RETRIED[config.retry_failed]) if config.retry_failed != "none" else ()
+    return work, log.new_rows + work.todo + sum(piece.n_rows for piece in again)
+
+
+def _seconds(moment: datetime | None) -> float | None:
+    return None if moment is None else moment.timestamp()

@@ -1,0 +1,272 @@
+"""The kinds of fault: each disturbs the jobs of one trial; what comes after is the same for all.
+
+A disturbed job may end in any way, or go on. Whoever starts a job here ends it, or kills it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+
+from tests import s3
+from tests.benchmarks.fault_trial import ROOT, Trial, session
+from tests.inference import poisoning
+
+DECODER, PREDICTOR, COMMITTER = "ray::MapBatches(PrepareChunks", "ray::MapWorker", "ray::MapBatches(CommitChunks"
+
+
+def _disturbed(action: Callable[[Trial, psutil.Popen], object], **environment: str) -> Callable[[Trial], None]:
+    """A job to which `action` happens after a random number of chunks."""
+
+    def kind(trial: Trial) -> None:
+        job = trial.start(**environment)
+        trial.wait_for_chunks(job)
+        action(trial, job)
+        trial.end(job)
+
+    return kind
+
+
+def _kill_process(*names: str) -> Callable[[Trial], None]:
+    return _disturbed(lambda trial, job: trial.kill_one(job, *names))
+
+
+def _killed_whole(trial: Trial) -> None:
+    job = trial.start()
+    trial.wait_for_chunks(job)
+    trial.kill_all(job)
+
+
+def _failpoint(action: str, *prefixes: str) -> Callable[[Trial], None]:
+    """A random step of the protocol, for the first to third time in each process."""
+
+    def kind(trial: Trial) -> None:
+        source = "".join(path.read_text() for path in sorted((ROOT / "fcn_ray").rglob("*.py")))
+        names = [name for name in re.findall(r'fail_at\("([a-z.]+)"\)', source) if name.startswith(prefixes)]
+        where = f"{trial.random.choice(names)}:{trial.random.randint(1, 3)}:{action}"
+        trial.end(trial.start(FCN_RAY_FAILPOINT=where))
+
+    return kind
+
+
+def _poison(what: str) -> Callable[[Trial], None]:
+    """One to three pictures for which the decoder has a bug, in every job of the trial."""
+
+    def kind(trial: Trial) -> None:
+        trial.environment["PYTHONPATH"] = os.pathsep.join([poisoning.FOLDER, trial.environment["PYTHONPATH"]])
+        trial.settings += ["decode_seconds=5", "decode_memory=500000000"]
+        for number in trial.random.sample(range(16, 40), trial.random.randint(1, 3)):
+            trial.write_image(f"{number}.png", poisoning.encode_poison(what))
+
+    return kind
+
+
+# ------------------------------------------------------------------------------------------------------ nodes
+
+
+def _cluster(trial: Trial, **head: int) -> object:
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "include_dashboard": False, **head})
+    trial.stack.callback(cluster.shutdown)
+    return cluster
+
+
+def _lost_node(trial: Trial) -> None:
+    """Of two, the one without the driver, without grace; half of the work is on it."""
+    cluster = _cluster(trial)
+    node = cluster.add_node(num_cpus=3)  # type: ignore[attr-defined]
+    trial.settings.append("predict.actors=2")
+    job = trial.start(RAY_ADDRESS=cluster.address)  # type: ignore[attr-defined]
+    trial.wait_for_chunks(job)
+    cluster.remove_node(node, allow_graceful=False)  # type: ignore[attr-defined]
+    trial.end(job)
+    trial.settings.pop()
+
+
+def _full_object_store(trial: Trial) -> None:
+    """79 MB for Ray's objects, and twelve chunks of 36 MB."""
+    cluster = _cluster(trial, object_store_memory=79 << 20)
+    trial.draw = lambda: trial.noise.integers(0, 255, (1500, 2000, 3), dtype="uint8")  # type: ignore[method-assign]
+    for number in range(60, 72):
+        trial.write_image(f"{number}.png")
+    trial.end(trial.start(RAY_ADDRESS=cluster.address))  # type: ignore[attr-defined]
+
+
+# ----------------------------------------------------------------------------------------------------- file systems
+
+
+def _mount(trial: Trial, size: str) -> None:
+    """The output in a file system in memory."""
+    Path(trial.output).mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", trial.output], check=True)
+    trial.stack.callback(subprocess.run, ["umount", "-l", trial.output], check=True)
+
+
+def _remount(trial: Trial, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", trial.output], check=True)
+
+
+def _full_disk(trial: Trial) -> None:
+    _mount(trial, f"{trial.random.randint(30, 90)}k")
+    trial.end(trial.start())
+    _remount(trial, "size=100m")
+
+
+def _read_only(trial: Trial) -> None:
+    _mount(trial, "100m")
+    job = trial.start()
+    trial.wait_for_chunks(job)
+    subprocess.run(["mount", "-o", "remount,ro,force", trial.output], check=False)
+    trial.end(job)
+    _remount(trial, "rw")
+
+
+# ------------------------------------------------------------------------------------------------------- stores
+
+
+def _in_store(trial: Trial) -> s3.Shim:
+    """Input and output in an S3 server of the trial's own."""
+    import boto3
+
+    address, shim = trial.stack.enter_context(s3.serving())
+    trial.environment |= {
+        "AWS_ENDPOINT_URL": address,
+        "AWS_ACCESS_KEY_ID": "key",
+        "AWS_SECRET_ACCESS_KEY": "secret",
+        "AWS_REGION": "us-east-1",
+    }
+    os.environ.update({name: trial.environment[name] for name in trial.environment if name.startswith("AWS_")})
+    client = boto3.client("s3")
+    client.create_bucket(Bucket=s3.BUCKET)
+    for path in sorted((trial.root / "in").rglob("*")):
+        client.put_object(Bucket=s3.BUCKET, Key=f"in/{path.name}", Body=path.read_bytes())
+    trial.input, trial.output = f"s3://{s3.BUCKET}/in", f"s3://{s3.BUCKET}/out"
+    return shim
+
+
+def _store(method: str, share: float, *faults: s3.Fault) -> Callable[[Trial], None]:
+    """A share of the requests meets one of the faults, through a whole job."""
+
+    def kind(trial: Trial) -> None:
+        shim = _in_store(trial)
+
+        def sometimes(app: object, environ: dict[str, object], start_response: Callable[..., object]) -> object:
+            if trial.random.random() < share:
+                return trial.random.choice(faults)(app, environ, start_response)
+            return app(environ, start_response)  # type: ignore[operator]
+
+        shim.fail(method, always=sometimes)
+        trial.end(trial.start())
+        shim.fail("none")
+
+    return kind
+
+
+def _store_storm(trial: Trial) -> None:
+    """SlowDown for all, for twenty seconds."""
+    shim = _in_store(trial)
+    job = trial.start()
+    trial.wait_for_chunks(job)
+    shim.fail("any", always=s3.answer("503 Slow Down", "SlowDown"))
+    time.sleep(20)
+    shim.fail("none")
+    trial.end(job)
+
+
+# ------------------------------------------------------------------------------------------------ inputs and jobs
+
+
+def _changed_input(trial: Trial) -> None:
+    def change(trial: Trial, job: psutil.Popen) -> None:
+        for number in trial.random.sample(range(16), 6):
+            trial.write_image(f"{number:02}.png")
+
+    _disturbed(change)(trial)
+
+
+def _deleted_input(trial: Trial) -> None:
+    def delete(trial: Trial, job: psutil.Popen) -> None:
+        for number in trial.random.sample(range(16), 6):
+            (trial.root / "in" / f"{number:02}.png").unlink()
+            trial.masks[f"{number:02}.png", 0] = [None]
+
+    _disturbed(delete)(trial)
+
+
+def _two_drivers(trial: Trial) -> None:
+    """At once, over a folder that grows: before, between and behind what is there."""
+    jobs = [trial.start(), trial.start()]
+    for number in range(12):
+        time.sleep(trial.random.uniform(0.2, 1.5))
+        trial.write_image(f"{trial.random.choice(['0', '05', '9'])}-{number}.png")
+    for job in jobs:
+        trial.end(job)
+
+
+def _zombie(trial: Trial) -> None:
+    """A job with all its processes stands still; another does its work; then it goes on."""
+    zombie = trial.start()
+    trial.wait_for_chunks(zombie)
+    asleep = session(zombie.pid)
+    for process in asleep:
+        process.suspend()
+    trial.end(trial.start())
+    for process in asleep:
+        process.resume()
+    trial.end(zombie)
+
+
+def _clock_back(trial: Trial) -> None:
+    """The second job's clock is a year behind the first's, in all its Python processes."""
+    _killed_whole(trial)
+    folder = trial.root / "clock"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text("import time\n_now = time.time\ntime.time = lambda: _now() - 31e6\n")
+    trial.environment["PYTHONPATH"] = os.pathsep.join([str(folder), trial.environment["PYTHONPATH"]])
+    trial.end(trial.start())
+
+
+def _signal(number: signal.Signals) -> Callable[[Trial], None]:
+    return _disturbed(lambda trial, job: job.send_signal(number))
+
+
+KINDS: dict[str, Callable[[Trial], None]] = {
+    "decoding process killed": _kill_process(DECODER),
+    "predicting actor killed": _kill_process(PREDICTOR),
+    "committing process killed": _kill_process(COMMITTER),
+    "killed in a put": _failpoint("kill", "put.", "write.", "chunk."),
+    "killed in plan or manifest": _failpoint("kill", "plan.", "manifest.", "success.", "run.", "status.", "replace."),
+    "error in any step": _failpoint("raise", ""),
+    "driver killed": _disturbed(lambda trial, job: job.kill()),
+    "everything killed": _killed_whole,
+    "SIGTERM": _signal(signal.SIGTERM),
+    "SIGINT": _signal(signal.SIGINT),
+    "raylet killed": _kill_process("/raylet/raylet "),
+    "control store killed": _kill_process("/gcs/gcs_server "),
+    "node lost": _lost_node,
+    "object store full": _full_object_store,
+    "disk full": _full_disk,
+    "output read-only": _read_only,
+    "store answers 500": _store("any", 0.25, s3.answer("500 Internal Server Error", "InternalError")),
+    "store overloaded for 20 s": _store_storm,
+    "connection reset in a put": _store("PUT", 0.4, s3.reset),
+    "reply lost after a put": _store("PUT", 0.4, s3.lose_reply),
+    "answers cut": _store("GET", 0.25, s3.cut),
+    "store stalls": _store("any", 0.03, s3.stall(8)),
+    "picture kills the decoder": _poison("kill"),
+    "picture hangs the decoder": _poison("hang"),
+    "picture fills the memory": _poison("fill"),
+    "input changed": _changed_input,
+    "input deleted": _deleted_input,
+    "two jobs, growing input": _two_drivers,
+    "zombie": _zombie,
+    "clock a year back": _clock_back,
+}

@@ -1,0 +1,64 @@
+"""A network that costs nothing: the class of a pixel is its strongest channel. So the engine around it can be measured.
+
+python -m tests.benchmarks.null_model segment IN OUT --model BUNDLE ...
+
+is `fcn-ray segment` with it (the bundle gives the names of the classes only). NULL_MODEL_SECONDS in the environment is
+a sleep for each chunk.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+
+import numpy as np
+import pyarrow as pa
+
+from fcn_ray.inference.predictor import Prediction, decode_pixels, prediction_columns
+from fcn_ray.inference.stages import PIXELS, replace_columns
+from fcn_ray.tables.schema import OK, STATUS
+
+PAUSE = "NULL_MODEL_SECONDS"
+
+
+class NullPredictor:
+    """In the place of fcn_ray.inference.predictor.Predictor."""
+
+    def __init__(self, **_: object) -> None:
+        self._pause = float(os.environ.get(PAUSE, "0"))
+
+    def __call__(self, table: pa.Table) -> pa.Table:
+        """One chunk."""
+        time.sleep(self._pause)
+        good = [row for row, status in enumerate(table[STATUS].to_pylist()) if status == OK]
+        found: list[Prediction | None] = [None] * len(table)
+        for row, image in zip(good, decode_pixels(table, good), strict=True):
+            found[row] = _predict(image)
+        return replace_columns(table, prediction_columns(found), drop=[PIXELS])
+
+
+def predict_mask(image: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 -> (H, W) uint8 of 0, 1 and 2."""
+    return image.argmax(axis=2).astype(np.uint8)
+
+
+def _predict(image: np.ndarray) -> Prediction:
+    prediction = Prediction(*image.shape[:2], num_classes=3)
+    prediction.mask = predict_mask(image)
+    prediction.class_pixels = np.bincount(prediction.mask.ravel(), minlength=3)
+    prediction._confidence = prediction.class_pixels * 1.0
+    return prediction
+
+
+def main() -> None:
+    """The command line, with this network."""
+    from fcn_ray import cli
+    from fcn_ray.inference import job
+    from tests.benchmarks import null_model
+
+    job.Predictor = null_model.NullPredictor  # type: ignore[assignment,misc] # by its real name, for the workers
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""Pictures that take processes down, in a whole job: each is one row, and the job completes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import ray.cloudpickle
+
+from fcn_ray.bundle import load_bundle
+from fcn_ray.config import ChunkConfig, PredictConfig
+from fcn_ray.images.codec import encode_image
+from fcn_ray.inference.limits import Limits
+from fcn_ray.inference.pipeline import Actors, build_pipeline
+from fcn_ray.inference.predictor import Prediction, Predictor
+from fcn_ray.inference.preparing import PrepareChunks
+from fcn_ray.inference.stages import CommitChunks, DecodeImages, ReadChunks
+from fcn_ray.tables.audit import audit
+from fcn_ray.tables.columns import Columns
+from fcn_ray.tables.plan import extend_plan, pending_chunks
+from fcn_ray.tables.runs import open_run
+from tests import pictures
+from tests.inference import poisoning
+
+pytestmark = [pytest.mark.ray, pytest.mark.keras, pytest.mark.slow]
+
+KILLER = 99
+"""A picture of this grey takes down the process that predicts it."""
+
+
+def _statuses(output: Path) -> dict[str, str]:
+    tables = [pq.read_table(file) for file in output.glob("run=*/masks/*.parquet")]
+    return {row["image_id"]: row["status"] for table in tables for row in table.to_pylist()}
+
+
+def test_poison_for_the_decoder_is_one_row_each(tmp_path: Path, tiny_bundle: Path) -> None:
+    """A segmentation fault, a hang and a hog, among 21 good pictures; whole chunks of each."""
+    pictures.write_folder(tmp_path / "in", 21)
+    for what in ("kill", "hang", "fill"):
+        (tmp_path / "in" / f"picture-0{what}.png").write_bytes(poisoning.encode_poison(what))
+    path = os.pathsep.join(filter(None, [poisoning.FOLDER, os.environ.get("PYTHONPATH", "")]))
+    limits = ["--set", "decode_seconds=4", "--set", "decode_memory=500000000", "--set", "chunk.rows=8"]
+    command = ["segment", f"{tmp_path}/in", f"{tmp_path}/out", "--model", str(tiny_bundle), *limits]
+    run = subprocess.run(
+        [sys.executable, "-m", "fcn_ray", *command],
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    assert run.returncode == 0, run.stdout + run.stderr
+    statuses = _statuses(tmp_path / "out")
+    bad = {name: status for name, status in statuses.items() if status != "ok"}
+    expected = {"kill": "crash", "hang": "timeout", "fill": "too_big"}
+    assert bad == {f"picture-0{what}.png": status for what, status in expected.items()}
+    assert len(statuses) == 24
+    assert audit(f"{tmp_path}/out").ok
+
+
+class _MortalPredictor(Predictor):
+    """Dies of some pictures, as a driver of a device may."""
+
+    def predict(self, images: list[np.ndarray]) -> list[Prediction | Exception]:
+        if any((image == KILLER).all() for image in images):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return super().predict(images)
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_poison_for_the_network_is_one_row_each(tmp_path: Path, tiny_bundle: Path) -> None:
+    """Two killers in one of three chunks."""
+    for number in range(12):
+        grey = KILLER if number in (5, 6) else number
+        image = np.full((20, 30, 3), grey, np.uint8)
+        (tmp_path / "in").mkdir(exist_ok=True)
+        (tmp_path / "in" / f"{number:02}.png").write_bytes(encode_image(image, "PNG"))
+    bundle = load_bundle(str(tiny_bundle))
+    run = open_run(f"{tmp_path}/out", f"{tmp_path}/in", {"model": bundle.digest}, bundle.labels)
+    log = extend_plan(run.uri, run.input, ChunkConfig(rows=4), Columns())
+    arguments = {"bundle": str(tiny_bundle), "digest": bundle.digest, "threads": 1, "batch_pixels": 10**6}
+    arguments |= {"tile_pixels": 10**6, "run_uri": run.uri}
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    dataset = build_pipeline(
+        list(pending_chunks(log)),
+        PrepareChunks(ReadChunks(run.uri, run.input, Columns()), DecodeImages(10**6), Limits(60, 2**31)),
+        Actors(_MortalPredictor, arguments, 1, PredictConfig()),
+        CommitChunks(run, bundle.labels, bundle.digest),
+        0.5,
+    )
+    assert dataset.count() == 3
+    statuses = _statuses(tmp_path / "out")
+    assert statuses == {f"{number:02}.png": "crash" if number in (5, 6) else "ok" for number in range(12)}
