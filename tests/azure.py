@@ -55,14 +55,15 @@ class Azure:
     def read(self, request: Any, key: str) -> Any:
         if key not in self.bucket.objects:
             return refusal(404, "BlobNotFound", "The specified blob does not exist.")
-        data, _, metadata = self.bucket.objects[key]
+        data, _, metadata, time = self.bucket.objects[key]
         if request.headers.get("If-Match") not in (None, self.etag(key)):
             return refusal(412, "ConditionNotMet", "The condition specified is not met.")
         part = read_range(data, request.headers.get("x-ms-range"))
         if part is None:
             return refusal(416, "InvalidRange", "The range specified is invalid.")
         about = {f"x-ms-meta-{name}": value for name, value in metadata.items()} | {"x-ms-blob-type": "BlockBlob"}
-        about |= {"ETag": self.etag(key)} | ({"Content-Range": part[1]} if part[1] else {})
+        about |= {"ETag": self.etag(key), "Last-Modified": f"{time:%a, %d %b %Y %H:%M:%S GMT}"}
+        about |= {"Content-Range": part[1]} if part[1] else {}
         answer = reply(206 if part[1] else 200, part[0], about)
         if request.method == "HEAD":
             answer.headers["Content-Length"] = str(len(data))
@@ -88,10 +89,10 @@ class Azure:
         return reply(200, text.encode(), {"Content-Type": "application/xml"})
 
     def describe(self, key: str) -> str:
-        data, _, metadata = self.bucket.objects[key]
+        data, _, metadata, time = self.bucket.objects[key]
         about = f"<Etag>{self.etag(key)[1:-1]}</Etag><Content-Length>{len(data)}</Content-Length>"
         more = "".join(f"<{name}>{value}</{name}>" for name, value in metadata.items())
-        about += "<BlobType>BlockBlob</BlobType>"
+        about += f"<Last-Modified>{time:%a, %d %b %Y %H:%M:%S GMT}</Last-Modified><BlobType>BlockBlob</BlobType>"
         return f"<Blob><Name>{escape(key)}</Name><Properties>{about}</Properties><Metadata>{more}</Metadata></Blob>"
 
 

@@ -6,16 +6,17 @@ import http.client
 import itertools
 import threading
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
 
 
 class Bucket:
-    """Key -> (content, version, metadata). `order` is the store's order of keys."""
+    """Key -> (content, version, metadata, when it was put). `order` is the store's order of keys."""
 
     def __init__(self, order: Callable[[str], Any]) -> None:
         self.order = order
-        self.objects: dict[str, tuple[bytes, int, dict[str, str]]] = {}
+        self.objects: dict[str, tuple[bytes, int, dict[str, str], datetime]] = {}
         self._versions = itertools.count(1_700_000_000_000_001)
         self._lock = threading.Lock()
 
@@ -24,7 +25,7 @@ class Bucket:
         with self._lock:
             if if_absent and key in self.objects:
                 return None
-            self.objects[key] = data, next(self._versions), metadata or {}
+            self.objects[key] = data, next(self._versions), metadata or {}, datetime.now(UTC)
             return self.objects[key][1]
 
     def page(self, prefix: str, delimiter: str, after: str, limit: int) -> tuple[list[str], list[str], str]:

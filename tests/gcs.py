@@ -75,8 +75,9 @@ class Google:
         return _json(self.about(metadata["name"]))
 
     def about(self, key: str) -> dict[str, str]:
-        data, version, _ = self.bucket.objects[key]
-        return {"name": key, "bucket": BUCKET, "size": str(len(data)), "generation": str(version)} | digests(data)
+        data, version, _, time = self.bucket.objects[key]
+        about = {"name": key, "bucket": BUCKET, "size": str(len(data)), "generation": str(version)}
+        return about | {"timeCreated": f"{time:%Y-%m-%dT%H:%M:%S.%fZ}"} | digests(data)
 
     def describe(self, request: Any, query: dict[str, str], key: str) -> Any:
         query.pop("projection")
@@ -93,7 +94,7 @@ class Google:
         wanted = query.pop("ifGenerationMatch", None)
         if key not in self.bucket.objects:
             return reply(404, f"No such object: {BUCKET}/{key}".encode(), {"Content-Type": "text/html"})
-        data, version, _ = self.bucket.objects[key]
+        data, version, *_ = self.bucket.objects[key]
         if wanted not in (None, str(version)):
             return refusal(412, "At least one of the pre-conditions you specified did not hold.")
         part = read_range(data, request.headers.get("Range"))
@@ -104,7 +105,7 @@ class Google:
 
     def list(self, request: Any, query: dict[str, str], key: str) -> Any:
         assert query.pop("projection") == "noAcl"
-        assert query.pop("fields", None) in (None, "items(name,size,generation),prefixes,nextPageToken")
+        assert query.pop("fields", None) in (None, "items(name,size,generation,timeCreated),prefixes,nextPageToken")
         limit = int(query.pop("maxResults", 1000))
         prefix, delimiter, after = query.pop("prefix", ""), query.pop("delimiter", ""), query.pop("pageToken", "")
         names, groups, token = self.bucket.page(prefix, delimiter, after, limit)

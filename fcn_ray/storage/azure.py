@@ -52,7 +52,12 @@ def _blob(service: Any, uri: str) -> Any:
 def _found(uri: str, properties: Any) -> Found:
     if _is_folder(properties):
         raise Missing(f"{uri} does not exist")
-    return Found(properties.size, properties.etag, properties.last_modified and properties.last_modified.timestamp())
+    return _describe(properties)
+
+
+def _describe(properties: Any) -> Found:
+    time = properties.last_modified
+    return Found(properties.size, properties.etag, time and time.timestamp())
 
 
 def _is_folder(properties: Any) -> bool:
@@ -66,7 +71,7 @@ def keys(uri: str) -> Iterator[tuple[str, Found]]:
     below = len(split_folder(uri)[1])
     for found in _listed(uri, "list_blobs", include=["metadata"]):
         if not _is_folder(found):
-            yield found.name[below:], _found(uri, found)
+            yield found.name[below:], _describe(found)
 
 
 def folders(uri: str) -> Iterator[str]:

@@ -166,6 +166,12 @@ def test_versions_change_with_the_content(store: Shim, uri: str) -> None:
     assert storage.stat(uri).version != before.version
 
 
+def test_a_store_says_when_an_object_was_put(store: Shim, uri: str) -> None:
+    storage.put_if_absent(uri, b"data")
+    for entry in (storage.stat(uri), next(storage.list_files(store.root))):
+        assert entry.modified == pytest.approx(time.time(), abs=60)
+
+
 def test_what_is_too_large_is_not_read(store: Shim, uri: str) -> None:
     storage.put_if_absent(uri, b"0123456789")
     assert storage.fetch(uri, 10) == (storage.stat(uri), b"0123456789")
@@ -247,26 +253,22 @@ def test_a_store_that_stalls_is_asked_again(
     assert store.count(store.put) == 2
 
 
-ASKED: dict[str, Callable[[str], Any]] = {
-    "put": lambda uri: storage.put_if_absent(uri, b"data"),
-    "get": storage.read_bytes,
-    "fetch": lambda uri: storage.fetch(uri, 10),
-    "head": storage.stat,
-    "list": lambda uri: list(storage.list_files(uri)),
-    "folders": storage.list_folders,
-}
-
-
-@pytest.mark.parametrize("ask", ASKED.values(), ids=ASKED)
-def test_patience_is_ours_alone(
-    store: Shim, uri: str, ask: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_patience_is_ours_alone(store: Shim, uri: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The providers' clients would try again by themselves, each in its own way."""
     monkeypatch.setenv("FCN_RAY_PATIENCE_SECONDS", "0")
-    store.fail("any", always=SLOW_DOWN)
-    with pytest.raises(UnavailableError):
-        ask(uri)
-    assert len(store.seen) == 1
+    asked: tuple[Callable[[str], Any], ...] = (
+        lambda uri: storage.put_if_absent(uri, b"data"),
+        lambda uri: storage.fetch(uri, 10),
+        lambda uri: list(storage.list_files(uri)),
+        storage.read_bytes,
+        storage.stat,
+        storage.list_folders,
+    )
+    for ask in asked:
+        store.fail("any", always=SLOW_DOWN)
+        with pytest.raises(UnavailableError):
+            ask(uri)
+        assert len(store.seen) == 1
 
 
 @pytest.mark.parametrize("fault", [faults.cut, faults.reset, SLOW_DOWN], ids=["cut", "reset", "503"])

@@ -23,12 +23,14 @@ from fcn_ray.tables.current import read_masks
 from fcn_ray.tables.manifest import finish, read_published
 from fcn_ray.tables.plan import PlanLog, extend_plan, pending_chunks, read_chunk, read_log, read_states
 from fcn_ray.tables.planfile import PlanWriter, plan_uri
+from fcn_ray.tables.reading import read_rows as read_inputs
 from fcn_ray.tables.retry import find_failed, plan_retries
 from fcn_ray.tables.runs import Run
 from fcn_ray.tables.schema import BAD_STATUSES, PASSING_STATUSES
 from fcn_ray.tables.sources import Listing, Piece
 from fcn_ray.tables.statuses import count_current, read_rows
 from fcn_ray.tables.superseded import find_superseded
+from tests.tables.archives import write_tar
 from tests.tables.failing import Key, commit_all, commit_rows, keys_of
 from tests.tables.making import start_run, write_images, write_table
 
@@ -158,6 +160,22 @@ def test_long_runs_of_failures_are_cut(tmp_path: Path) -> None:
     commit_all(run, log, {("t.parquet", row): "crash" for row in range(2, 10)})
     log = plan_retries(log, PASSING_STATUSES, ChunkConfig(rows=3))
     assert [[row for _, row in keys_of(run, ref)] for ref in pending_chunks(log)] == [[2, 3, 4], [5, 6, 7], [8, 9]]
+
+
+def test_images_of_a_tar_are_read_again_by_their_numbers(tmp_path: Path) -> None:
+    """The piece of a retry says where the chunk began, of which its rows are a part."""
+    write_tar(tmp_path / "in" / "a.tar", 9)
+    run, log = start_run(tmp_path, rows=4)
+    commit_all(run, log, {("a.tar", row): "crash" for row in (2, 5, 7, 8)})
+    log = plan_retries(log, PASSING_STATUSES, ChunkConfig(rows=3))
+    read = [
+        row
+        for ref in pending_chunks(log)
+        for row in read_inputs(run.input, read_chunk(run.uri, ref), Columns()).to_pylist()
+    ]
+    assert [(row["row"], row["image"]) for row in read] == [(row, b"tar image %d" % row) for row in (2, 5, 7, 8)]
+    finish(run, log, commit_all(run, log))
+    assert _audit(run) == ([], [])
 
 
 def test_two_tables_and_large_images_are_never_in_one_chunk(tmp_path: Path) -> None:
