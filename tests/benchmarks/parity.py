@@ -122,6 +122,7 @@ def main() -> None:
         job = make_job(options.work, options.workers, options.threads)
         print(json.dumps(take_steps(job, options.rank, options.workers, options.steps)))
         return
+    options.work.mkdir(parents=True, exist_ok=True)
     write_scenes_parquet(options.work / "train.parquet", 16, seed=1)
     cluster.connect(cpus=3)
     contenders = {
