@@ -171,9 +171,9 @@ class Trial:
             raise AssertionError("a finished job did something")
         report = audit(self.output)
         lost, doubled, torn = self._compare()
-        findings = [f"{finding.kind} {finding.name}: {finding.message}" for finding in report.findings][:5]
+        findings = [f"{finding.kind} {finding.where}: {finding.message}" for finding in report.findings][:5]
         detail = {"audit": findings} if findings else {}
-        return {"lost": lost, "doubled": doubled, "torn": torn, "findings": len(report.findings), **detail}
+        return {"lost": lost, "doubled": doubled, "torn": torn, "findings": report.n_findings, **detail}
 
     def _rows(self) -> Iterator[dict[str, Any]]:
         for entry in storage.list_files(self.output):

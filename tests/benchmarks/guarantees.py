@@ -62,7 +62,9 @@ def theirs(bundle: str, images: str, out: str) -> dict[str, float]:
     blocks = ray.data.from_arrow([pa.Table.from_pylist([asdict(chunk)]) for chunk in pending_chunks(log)])
     decoded = blocks.map_batches(lambda table: decode(read(table)), num_cpus=0.5, **whole)
     actors = ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=2)
-    predicted = decoded.map_batches(NullPredictor, compute=actors, num_cpus=1, **whole)
+    predicted = decoded.map_batches(
+        NullPredictor, fn_constructor_kwargs={"bundle": bundle}, compute=actors, num_cpus=1, **whole
+    )
     encoded = predicted.map_batches(lambda table: finish_rows(table, labels, "model", "run"), num_cpus=0.5, **whole)
     encoded.write_parquet(f"{out}/masks")
     stamps = sorted((file.stat().st_mtime, pq.read_metadata(file).num_rows) for file in Path(f"{out}/masks").iterdir())

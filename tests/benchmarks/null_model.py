@@ -2,8 +2,8 @@
 
 python -m tests.benchmarks.null_model segment IN OUT --model BUNDLE ...
 
-is `fcn-ray segment` with it (the bundle gives the names of the classes only). NULL_MODEL_SECONDS in the environment is
-a sleep for each chunk.
+is `fcn-ray segment` with it; the bundle gives the classes only, three at least. NULL_MODEL_SECONDS in the environment
+is a sleep for each chunk.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import time
 import numpy as np
 import pyarrow as pa
 
+from fcn_ray.bundle import load_bundle
 from fcn_ray.inference.predictor import Prediction, decode_pixels, prediction_columns
 from fcn_ray.inference.stages import PIXELS, replace_columns
 from fcn_ray.tables.schema import OK, STATUS
@@ -24,7 +25,8 @@ PAUSE = "NULL_MODEL_SECONDS"
 class NullPredictor:
     """In the place of fcn_ray.inference.predictor.Predictor."""
 
-    def __init__(self, **_: object) -> None:
+    def __init__(self, bundle: str, **_: object) -> None:
+        self._classes = load_bundle(bundle).spec.num_classes
         self._pause = float(os.environ.get(PAUSE, "0"))
 
     def __call__(self, table: pa.Table) -> pa.Table:
@@ -33,7 +35,7 @@ class NullPredictor:
         good = [row for row, status in enumerate(table[STATUS].to_pylist()) if status == OK]
         found: list[Prediction | None] = [None] * len(table)
         for row, image in zip(good, decode_pixels(table, good), strict=True):
-            found[row] = _predict(image)
+            found[row] = _predict(image, self._classes)
         return replace_columns(table, prediction_columns(found), drop=[PIXELS])
 
 
@@ -42,10 +44,10 @@ def predict_mask(image: np.ndarray) -> np.ndarray:
     return image.argmax(axis=2).astype(np.uint8)
 
 
-def _predict(image: np.ndarray) -> Prediction:
-    prediction = Prediction(*image.shape[:2], num_classes=3)
+def _predict(image: np.ndarray, num_classes: int) -> Prediction:
+    prediction = Prediction(*image.shape[:2], num_classes)
     prediction.mask = predict_mask(image)
-    prediction.class_pixels = np.bincount(prediction.mask.ravel(), minlength=3)
+    prediction.class_pixels = np.bincount(prediction.mask.ravel(), minlength=num_classes)
     prediction._confidence = prediction.class_pixels * 1.0
     return prediction
 
