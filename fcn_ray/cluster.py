@@ -11,7 +11,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, TypeVar
 
@@ -158,31 +157,6 @@ def _gpu_shares(node: Mapping[str, float], gpus: float) -> int:
 def count_nodes(*, cpus: float) -> int:
     """Nodes that can run work that reserves `cpus`."""
     return sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= cpus)
-
-
-def attempt() -> int:
-    """How often the task at hand was begun before, on processes that died; 0 outside of tasks."""
-    if not ray.is_initialized():
-        return 0
-    # No public name: retries are Ray's affair. It is known in the thread of the task only.
-    found = ray._private.worker.global_worker.core_worker.get_current_task_attempt_number()
-    return max(0, int(found))
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Where the code at hand runs, by Ray's ids, and which nodes there are."""
-
-    job: str
-    node: str
-    alive: frozenset[str]
-
-
-def here() -> Place:
-    """The job and node of the task at hand."""
-    context = ray.get_runtime_context()
-    alive = frozenset(node["NodeID"] for node in ray.nodes() if node["Alive"])
-    return Place(context.get_job_id(), context.get_node_id(), alive)
 
 
 def find_own_error(error: BaseException) -> FcnRayError | None:

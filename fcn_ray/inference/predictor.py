@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from fcn_ray import cluster
 from fcn_ray.bundle import Bundle, load_bundle
 from fcn_ray.errors import BundleError, ConfigError, FcnRayError
 from fcn_ray.images.geometry import group_by_size, pad_batch
 from fcn_ray.images.tiling import Tile, paste, plan_tiles, whole_image
+from fcn_ray.inference import task
 from fcn_ray.inference.stages import PIXELS, replace_columns
 from fcn_ray.tables.attempts import Attempts
 from fcn_ray.tables.schema import (
@@ -116,7 +116,7 @@ class Predictor:
         status, errors = table[STATUS].to_pylist(), table[ERROR].to_pylist()
         good = [i for i, s in enumerate(status) if s == OK]
         images = decode_pixels(table, good)
-        if cluster.attempt() == 0:
+        if task.attempt() == 0:
             outcomes = self.predict(images)
         else:
             outcomes = self._predict_one_by_one(images, good, table[CHUNK_ID][0].as_py())
@@ -134,7 +134,7 @@ class Predictor:
         self, images: list[np.ndarray], rows: list[int], chunk_id: str
     ) -> list[Prediction | Exception]:
         """The same for a chunk that took an actor down, with a mark before each image; killers are left out."""
-        place = cluster.here()
+        place = task.here()
         attempts = Attempts(self._run_uri, chunk_id, place.job, place.node, place.alive)
         logger.warning("chunk %s, or one beside it, took its actor down: its images are predicted one by one", chunk_id)
         outcomes: list[Prediction | Exception] = []

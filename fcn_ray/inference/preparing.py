@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pyarrow as pa
 
-from fcn_ray import cluster
+from fcn_ray.inference import task
 from fcn_ray.inference.isolation import prepare_apart
 from fcn_ray.inference.limits import Limits
 from fcn_ray.inference.stages import DecodeImages, ReadChunks
@@ -33,7 +33,7 @@ class PrepareChunks:
 
     def __call__(self, table: pa.Table) -> pa.Table:
         """The stage."""
-        if cluster.attempt() == 0:
+        if task.attempt() == 0:
             rows = self.read(table)
             with self.limits.watch() as begin_image:
                 return self.decode(rows, begin_image)
