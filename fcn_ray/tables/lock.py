@@ -9,8 +9,8 @@ import contextlib
 import getpass
 import json
 import os
+import platform
 import secrets
-import socket
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -27,7 +27,7 @@ class RunLock:
 
     def __init__(self, run_uri: str, clock: Callable[[], float] = time.time) -> None:
         self._uri, self._clock = storage.join(run_uri, "lock.json"), clock
-        self._owner = {"id": secrets.token_hex(8), "host": socket.gethostname(), "pid": os.getpid(), "user": _user()}
+        self._owner = {"id": secrets.token_hex(8), "host": platform.node(), "pid": os.getpid(), "user": _user()}
         if job := os.environ.get("RAY_JOB_ID"):
             self._owner["job"] = job
         self._started = clock()

@@ -40,7 +40,7 @@ def _read(root: Path) -> dict[str, Any]:
 def test_the_lock_says_who_and_until_when(tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_JOB_ID", "02000000")
     monkeypatch.setenv("LOGNAME", "nightly")
-    monkeypatch.setattr("socket.gethostname", lambda: "head-1")
+    monkeypatch.setattr("platform.node", lambda: "head-1")
     mine = RunLock(str(tmp_path), clock)
     mine.renew()
     found = _read(tmp_path)
