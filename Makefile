@@ -4,16 +4,18 @@ VENV := .venv
 STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 WORK ?= bench-out
+SEEDS ?= 20
 GCS ?= fake-gcs-server
 AZURITE ?= azurite-blob
 
-.PHONY: help demo test lint pytest bench bench-stores clean
+.PHONY: help demo test lint pytest bench bench-faults bench-stores clean
 
 help:
 	@echo "make demo    train, segment and evaluate on synthetic scenes (a few minutes); opens nothing, leaves demo-out/"
 	@echo "make test    lint, types, arrows between rooms, and all tests"
 	@echo "make lint    ruff and mypy and the arrows only"
 	@echo "make bench CAMVID=camvid.parquet   speed and memory of labelling, see tests/benchmarks/RESULTS.md"
+	@echo "make bench-faults [SEEDS=20]   30 kinds of faults, a job for each seed: hours; goes on where it was ended"
 	@echo "make bench-stores [GCS=fake-gcs-server] [AZURITE=azurite-blob]   gs:// and az:// against emulators of them"
 
 $(STAMP): requirements.lock pyproject.toml
@@ -45,6 +47,10 @@ bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/small_bundle.py $(WORK)/bundle
 	$(BIN)/python tests/benchmarks/segment_speed.py $(WORK)/bundle $(WORK)/camvid/images $(WORK)/speed
 	$(BIN)/python tests/benchmarks/driver_memory.py $(WORK)/bundle $(WORK)/memory 1400 14000
+
+bench-faults: $(STAMP)
+	test -d $(WORK)/bundle || $(BIN)/python tests/benchmarks/small_bundle.py $(WORK)/bundle
+	$(BIN)/python -m tests.benchmarks.faults $(WORK)/bundle $(WORK)/faults --seeds $(SEEDS)
 
 bench-stores: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.stores --gcs $(GCS) --azurite $(AZURITE)

@@ -12,6 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import patch
 
 import psutil
 
@@ -136,6 +137,8 @@ def _in_store(trial: Trial) -> s3.Shim:
     """Input and output in an S3 server of the trial's own."""
     import boto3
 
+    from fcn_ray.storage import s3 as requests
+
     address, shim = trial.stack.enter_context(s3.serving())
     trial.environment |= {
         "AWS_ENDPOINT_URL": address,
@@ -143,7 +146,9 @@ def _in_store(trial: Trial) -> s3.Shim:
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_REGION": "us-east-1",
     }
-    os.environ.update({name: trial.environment[name] for name in trial.environment if name.startswith("AWS_")})
+    trial.stack.callback(requests.forget)
+    trial.stack.enter_context(patch.dict(os.environ, trial.environment))
+    requests.forget()
     client = boto3.client("s3")
     client.create_bucket(Bucket=s3.BUCKET)
     for path in sorted((trial.root / "in").rglob("*")):

@@ -1,6 +1,6 @@
 """What a labelling job loses to faults: kinds of fault, times seeds; rows lost, doubled and torn are counted.
 
-python tests/benchmarks/faults.py BUNDLE WORK [--seeds 20] [--kinds NAME ...]
+python -m tests.benchmarks.faults BUNDLE WORK [--seeds 20] [--kinds NAME ...]
 
 Every trial is a whole job, disturbed once at a random moment, and run again until it is complete; the network is the
 null model. Then every version of every input must have one row with the mask that its picture gives, and the audit must

@@ -1,6 +1,6 @@
 """What the guarantees cost: our job beside Ray's write_parquet behind the same stages, with the null model.
 
-python tests/benchmarks/guarantees.py BUNDLE IMAGES WORK [--rounds 5]
+python -m tests.benchmarks.guarantees BUNDLE IMAGES WORK [--rounds 5]
 
 IMAGES is a folder of Parquet files (camvid.py). Ours: plan, guarded decoding, one durable put a chunk, receipts,
 manifest. Theirs: the same reading, decoding, null model and PNG encoding, then `Dataset.write_parquet`, without any
