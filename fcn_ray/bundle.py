@@ -22,15 +22,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from fcn_ray import __version__, storage
-from fcn_ray.config import ModelSpec, Preprocessing, Section
+from fcn_ray.config import ModelSpec, Precision, Preprocessing, Section
 from fcn_ray.errors import BundleError, DataError
 from fcn_ray.labels import LabelSet
 from fcn_ray.models.card import write_card
 
 if TYPE_CHECKING:
     import keras
-
-    from fcn_ray.models.fcn import Precision
 
 MANIFEST, WEIGHTS, CARD = "model.json", "model.safetensors", "README.md"
 MAX_MANIFEST_BYTES = 10_000_000
@@ -76,6 +74,8 @@ class Manifest(Section):
     weights: StoredWeights
     versions: dict[str, str]
     metadata: dict[str, JsonValue]
+    precision: Precision = "float32"
+    """What the network was validated in. No part of the digest: a run says itself which one it takes."""
     checksum: Digest | None = None
     """Of all but `weights`, which vouch for themselves; older bundles have none."""
 
@@ -110,6 +110,8 @@ class Bundle:
     digest: str
     """Names the network: equal digests give equal masks."""
     weights_sha256: str
+    precision: Precision
+    """What the network was validated in."""
 
     def build(self, precision: Precision = "float32") -> keras.Model:
         """The network with its weights. Raises BundleError when they do not fit the spec or are not finite."""
@@ -149,6 +151,7 @@ def save_bundle(
     labels: LabelSet,
     preprocessing: Preprocessing,
     metadata: dict[str, Any],
+    precision: Precision = "float32",
 ) -> Bundle:
     """Write the bundle of `model` into `folder`; model.json comes last, so that a bundle is whole or not there.
 
@@ -163,7 +166,7 @@ def save_bundle(
             "save a network with the spec that it was built from"
         )
     data = dump_weights(model)
-    text = _manifest_text(spec, labels, preprocessing, data, metadata)
+    text = _manifest_text(spec, labels, preprocessing, data, metadata, precision)
     manifest = _parse_manifest(text, storage.join(folder, MANIFEST))
     bundle = _to_bundle(folder, manifest)
     if not storage.is_file(storage.join(folder, MANIFEST)):
@@ -214,11 +217,17 @@ def _to_bundle(folder: str, manifest: Manifest) -> Bundle:
         metadata=manifest.metadata,
         digest=manifest.digest(),
         weights_sha256=manifest.weights.sha256,
+        precision=manifest.precision,
     )
 
 
 def _manifest_text(
-    spec: ModelSpec, labels: LabelSet, preprocessing: Preprocessing, weights: bytes, metadata: dict[str, Any]
+    spec: ModelSpec,
+    labels: LabelSet,
+    preprocessing: Preprocessing,
+    weights: bytes,
+    metadata: dict[str, Any],
+    precision: Precision,
 ) -> bytes:
     """The content of model.json."""
     packages = ("keras", "numpy", "safetensors")
@@ -230,6 +239,7 @@ def _manifest_text(
         "weights": {"sha256": storage.digest(weights), "bytes": len(weights)},
         "versions": {"fcn_ray": __version__, "python": platform.python_version()} | {p: version(p) for p in packages},
         "metadata": metadata,
+        "precision": precision,
     }
     try:
         checksum = _checksum(json.dumps(content, ensure_ascii=False, allow_nan=False))

@@ -62,12 +62,17 @@ def connect(address: str | None = None, *, cpus: float = 0, verbose: bool = Fals
         signal.signal(signal.SIGTERM, before)  # Ray has put its own there, which exits with code 15
 
 
+def find_address(address: str | None) -> str | None:
+    """The cluster that a job joins; None when it starts Ray on this machine."""
+    return address or os.environ.get("RAY_ADDRESS")
+
+
 def _init(address: str | None, cpus: float, verbose: bool) -> None:
     environment = {name: os.environ.get(name, value) for name, value in WORKER_ENVIRONMENT.items()}
     environment |= {name: os.environ[name] for name in storage.SETTINGS if name in os.environ}
     refuse_secrets(environment)  # Ray's dashboard shows them
     level = logging.INFO if verbose else logging.ERROR
-    where = address or os.environ.get("RAY_ADDRESS")
+    where = find_address(address)
     if where:
         job = json.loads(os.environ.get("RAY_JOB_CONFIG_JSON_ENV_VAR", "{}")).get("runtime_env") or {}
         taken = job.get("env_vars") or {}  # of a submitted job: Ray refuses to set the same name twice

@@ -263,3 +263,27 @@ def test_a_coarse_bundle_grows_into_a_finer_network(tmp_path: Path) -> None:
     kernels = [found.get_layer("fc6").get_weights()[0] for found in (model, bundle.build())]
     assert np.array_equal(*kernels)
     assert not model.get_layer("score_pool4").get_weights()[0].any()
+
+
+# ------------------------------------------------------------------------------------------------------- precision
+
+
+def test_what_a_network_was_validated_in_is_kept_and_is_no_part_of_its_digest(tmp_path: Path) -> None:
+    exact, rounded = save(tmp_path / "a"), save(tmp_path / "b", precision="bfloat16")
+    assert (exact.precision, rounded.precision) == ("float32", "bfloat16")
+    assert load_bundle(str(tmp_path / "b")) == rounded
+    assert exact.digest == rounded.digest
+
+
+def test_a_bundle_from_before_there_was_a_choice_is_float32(folder: Path) -> None:
+    def remove(content: dict[str, Any]) -> None:
+        del content["precision"], content["checksum"]
+
+    edit(folder, remove)
+    assert load_bundle(str(folder)).precision == "float32"
+
+
+def test_another_precision_is_refused(folder: Path) -> None:
+    edit(folder, lambda content: content.update(precision="float16"))
+    with pytest.raises(BundleError, match="precision = float16"):
+        load_bundle(str(folder))

@@ -15,6 +15,7 @@ from fcn_ray.config.network import (
     Backbone,
     ModelConfig,
     ModelSpec,
+    Precision,
     Preprocessing,
 )
 from fcn_ray.config.section import STRIDE, Positive, Section
@@ -46,6 +47,7 @@ __all__ = [
     "ModelSpec",
     "OptimizerConfig",
     "Positive",
+    "Precision",
     "PredictConfig",
     "Preprocessing",
     "Section",

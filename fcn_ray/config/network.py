@@ -8,6 +8,8 @@ from pydantic import Field, model_validator
 
 from fcn_ray.config.section import STRIDE, Positive, Section
 
+Precision = Literal["float32", "bfloat16"]
+
 Backbone = Literal["vgg16", "alexnet", "alexnet_torchvision", "resnet50", "mobilenetv3_large", "mobilenetv3_small"]
 
 FC6_SIZE = {"vgg16": 7, "alexnet": 6, "alexnet_torchvision": 6}

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from fcn_ray.config.network import ModelConfig
+from fcn_ray.config.network import ModelConfig, Precision
 from fcn_ray.config.section import Positive, Section
 
 
@@ -146,7 +146,7 @@ class TrainConfig(Section):
     accumulate: Positive = 1
     """Parts that each worker's images of a step go through the network in, one after the other: less memory, the same
     step but for dropout and batch normalisation, which see one part at a time. Not for dice."""
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: Precision = "float32"
     """Arithmetic of the layers; weights, logits and the loss stay float32."""
     seed: int = Field(default=1337, ge=0)
     """Of the initial weights, the order of the images, the augmentation and dropout."""

@@ -13,12 +13,13 @@ import ray
 
 from fcn_ray import __version__, cluster, storage
 from fcn_ray.bundle import Bundle, load_bundle
-from fcn_ray.config import PredictConfig, SegmentConfig
+from fcn_ray.config import Precision, PredictConfig, SegmentConfig
 from fcn_ray.errors import EXIT_BAD_IMAGES, EXIT_COMPLETE, ForeignOutputError, IncompleteError
 from fcn_ray.inference.bad_limits import BadLimits
 from fcn_ray.inference.labelling import Labelling
 from fcn_ray.inference.limits import Limits
 from fcn_ray.inference.pipeline import Actors, build_pipeline
+from fcn_ray.inference.precision import SLOW, cpu_emulates_bfloat16, settle_precision
 from fcn_ray.inference.predictor import Predictor
 from fcn_ray.inference.preparing import PrepareChunks
 from fcn_ray.inference.report import SegmentReport
@@ -60,6 +61,11 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, verbose: bool = Fal
     }
     if config.allow_paths:  # so are paths that are read; runs from before there was this setting stay what they are
         identity["allow_paths"] = _allowed(config)
+    precision = settle_precision(config.predict.precision, bundle)
+    if precision != "float32":  # of which runs from before there was a choice are
+        identity["precision"] = precision
+        if not config.predict.gpus and not cluster.find_address(config.address) and cpu_emulates_bfloat16():
+            logger.warning(SLOW, "the CPU")
     if dry_run:
         return _preview(config, columns, fingerprint(identity, bundle.labels), since)
     about = {"fcn_ray": __version__, "ray": ray.__version__, "config": config.model_dump(mode="json")}
@@ -75,7 +81,8 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, verbose: bool = Fal
             if work.pending:
                 _connect(config, verbose)
                 limits = BadLimits(config.max_bad_fraction, config.max_bad_consecutive, work.images, work.stale)
-                labelling.follow(_receipts(config, bundle, run, columns, work.pending), work.todo, limits, status)
+                receipts = _receipts(config, bundle, precision, run, columns, work.pending)
+                labelling.follow(receipts, work.todo, limits, status)
             ended_early = labelling.stopped is not None and labelling.done < work.todo
             statuses = labelling.statuses if ended_early else finish_work(run, work, labelling.receipts)
         except BaseException as error:
@@ -181,7 +188,12 @@ def _count_actors(predict: PredictConfig) -> int:
 
 
 def _receipts(
-    config: SegmentConfig, bundle: Bundle, run: Run, columns: Columns, pending: Sequence[ChunkRef]
+    config: SegmentConfig,
+    bundle: Bundle,
+    precision: Precision,
+    run: Run,
+    columns: Columns,
+    pending: Sequence[ChunkRef],
 ) -> Generator[Receipt, None, None]:
     """Run the pipeline: the receipt of every chunk as soon as it is committed.
 
@@ -194,6 +206,7 @@ def _receipts(
         "threads": predict.threads,
         "batch_pixels": predict.batch_pixels,
         "tile_pixels": predict.tile_pixels,
+        "precision": precision,
         "run_uri": run.uri,
     }
     prepare = PrepareChunks(

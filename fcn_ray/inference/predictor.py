@@ -7,20 +7,17 @@ the device. Images go through it together only when they pad to the same size: n
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.util import find_spec
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from fcn_ray.bundle import Bundle, load_bundle
-from fcn_ray.errors import BundleError, ConfigError, FcnRayError
+from fcn_ray.config import Precision
+from fcn_ray.errors import BundleError, FcnRayError
 from fcn_ray.images.geometry import group_by_size, pad_batch
 from fcn_ray.images.tiling import Tile, paste, plan_tiles, whole_image
 from fcn_ray.inference import task
+from fcn_ray.inference.network import compile_network, try_out
 from fcn_ray.inference.stages import PIXELS, replace_columns
 from fcn_ray.tables.attempts import Attempts
 from fcn_ray.tables.schema import (
@@ -38,23 +35,6 @@ from fcn_ray.tables.schema import (
 )
 
 logger = logging.getLogger(__name__)
-
-PredictFunction = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[Any, Any, Any]]
-
-
-@dataclass(frozen=True, slots=True)
-class Network:
-    """A bundle's network, ready to predict."""
-
-    predict: PredictFunction
-    """See fcn_ray.models.prediction; arrays in and out."""
-    num_classes: int
-    grid: int
-    """Images are padded to multiples of it."""
-    halo: int | None
-    """Pixels around the core of a tile; None when the network has no tiles."""
-    untileable: str = ""
-    """Why it has none."""
 
 
 class Prediction:
@@ -96,7 +76,14 @@ class Predictor:
     """
 
     def __init__(
-        self, bundle: str, digest: str, threads: int, batch_pixels: int, tile_pixels: int, run_uri: str = ""
+        self,
+        bundle: str,
+        digest: str,
+        threads: int,
+        batch_pixels: int,
+        tile_pixels: int,
+        precision: Precision = "float32",
+        run_uri: str = "",
     ) -> None:
         """Load the bundle and check that it is the one with `digest`; the first image finds the network warm.
 
@@ -105,7 +92,7 @@ class Predictor:
         self._batch_pixels, self._tile_pixels, self._run_uri = batch_pixels, tile_pixels, run_uri
         self._refused: FcnRayError | None = None
         try:
-            self._network = compile_network(_load(bundle, digest), threads)
+            self._network = compile_network(_load(bundle, digest), threads, precision)
         except FcnRayError as error:  # kept for the first chunk: Ray makes mere text of what a constructor raises
             self._refused = error
 
@@ -182,7 +169,7 @@ class Predictor:
             parts = self._predict_batch([(images[index], tile) for index, tile in work])
         except Exception as error:  # the row border: whatever the network raises belongs to these images
             if len(work) == 1:
-                _try_out(self._network.predict)  # when nothing works any more it is the device, and no image's fault
+                try_out(self._network.predict)  # when nothing works any more it is the device, and no image's fault
                 found[work[0][0]] = error
                 return
             logger.warning("a batch of %d images failed (%s); trying its halves", len(work), error)
@@ -213,80 +200,6 @@ def _load(folder: str, digest: str) -> Bundle:
             "job uses it; run the job again"
         )
     return bundle
-
-
-def _try_out(predict: PredictFunction) -> None:
-    """Predict one black square: compiles, warms up, and raises when the device does not work."""
-    predict(np.zeros((1, 32, 32, 3), np.uint8), np.array([[32, 32]], np.int32), np.array([[0, 0, 32, 32]], np.int32))
-
-
-def compile_network(bundle: Bundle, threads: int) -> Network:
-    """The bundle's network, compiled and warm, on the Keras backend of KERAS_BACKEND (TensorFlow unless it is set).
-
-    `threads` of TensorFlow, 0 for all cores; JAX takes its own. Raises ConfigError when the backend is not there.
-    """
-    _check_backend(os.environ.setdefault("KERAS_BACKEND", "tensorflow"))
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX: several actors may share one device
-    import keras
-
-    on_tensorflow = keras.backend.backend() == "tensorflow"
-    if on_tensorflow:
-        _set_up_tensorflow(threads)
-    from fcn_ray.models.coordinates import halo
-    from fcn_ray.models.prediction import build_predict_fn
-
-    model = bundle.build()
-    function = build_predict_fn(model, bundle.preprocessing)
-    predict = _compile_tensorflow(function) if on_tensorflow else _compile_jax(function, model)
-    _try_out(predict)
-    try:
-        margin, why = halo(model), ""
-    except ValueError as error:
-        margin, why = None, str(error)
-    return Network(predict, bundle.spec.num_classes, bundle.spec.grid, margin, why)
-
-
-def _check_backend(name: str) -> None:
-    if name not in ("tensorflow", "jax"):
-        raise ConfigError(f"KERAS_BACKEND is {name}: masks are predicted on tensorflow or jax; set one, or unset it")
-    if find_spec(name) is None:
-        raise ConfigError(f"KERAS_BACKEND is {name}, which is not installed: install it on every node, or unset it")
-
-
-def _set_up_tensorflow(threads: int) -> None:
-    import tensorflow as tf
-
-    for gpu in tf.config.list_physical_devices("GPU"):
-        tf.config.experimental.set_memory_growth(gpu, True)  # several actors may share one device
-    if threads:
-        tf.config.threading.set_intra_op_parallelism_threads(threads)
-
-
-def _compile_tensorflow(function: Callable[..., Any]) -> PredictFunction:
-    """One graph for all sizes: it never retraces."""
-    import tensorflow as tf
-
-    signature = [
-        tf.TensorSpec((None, None, None, 3), tf.uint8),
-        tf.TensorSpec((None, 2), tf.int32),
-        tf.TensorSpec((None, 4), tf.int32),
-    ]
-    compiled: PredictFunction = tf.function(function, input_signature=signature, autograph=False)
-    return compiled
-
-
-def _compile_jax(function: Callable[..., Any], model: Any) -> PredictFunction:
-    """One program for each size of batch; the weights are arguments, or each would hold a copy of them."""
-    import jax
-    import keras
-
-    def stateless(values: list[Any], *arrays: Any) -> Any:
-        with keras.StatelessScope(state_mapping=list(zip(model.variables, values, strict=True))):
-            return function(*arrays)
-
-    compiled = jax.jit(stateless)
-    values = [variable.value for variable in model.variables]
-    return lambda *arrays: compiled(values, *arrays)
 
 
 def decode_pixels(table: pa.Table, rows: list[int]) -> list[np.ndarray]:

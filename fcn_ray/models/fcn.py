@@ -9,19 +9,16 @@ It gives the paper's network without its 100 pixels of padding, which cost 1.3 t
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import keras
 import numpy as np
 
-from fcn_ray.config import FC6_SIZE, STRIDE, ModelSpec, Preprocessing
+from fcn_ray.config import FC6_SIZE, STRIDE, ModelSpec, Precision, Preprocessing
 from fcn_ray.models.backbones import BACKBONES, he_normal, seed_of
 from fcn_ray.models.coordinates import locate
 from fcn_ray.models.layers import CropLike, PadToStride, Scale, SeededDropout, Tensor
 from fcn_ray.models.preprocessing import Normalise
 from fcn_ray.models.upsampling import Deconvolution, Upsample, kernel_size
-
-Precision = Literal["float32", "bfloat16"]
 
 POLICIES: dict[str, str] = {"float32": "float32", "bfloat16": "mixed_bfloat16"}
 """Keras dtype policy of the layers, by precision; both keep their variables in float32."""

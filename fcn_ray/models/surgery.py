@@ -13,8 +13,8 @@ from typing import Literal
 import keras
 import numpy as np
 
-from fcn_ray.config import VARIANTS, ModelSpec
-from fcn_ray.models.fcn import Precision, build_fcn
+from fcn_ray.config import VARIANTS, ModelSpec, Precision
+from fcn_ray.models.fcn import build_fcn
 from fcn_ray.models.layers import Tensor
 from fcn_ray.models.weights import RELEASE_SCALES, feature_scales
 

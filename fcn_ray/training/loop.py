@@ -158,7 +158,7 @@ def _end_epoch(worker: Worker, predict: Predict, metrics: dict[str, Any]) -> Non
     unscored = save(worker, None, metrics) if scored else None
     result = validate(worker.replica, predict, job, worker.feeder) if scored else None
     if result:
-        metrics |= {"val": result.scores.to_dict(), "val_data": job.val_digest}
+        metrics |= {"val": result.scores.to_dict(), "val_data": job.val_digest, "precision": job.config.precision}
         _watch_for_collapse(worker, predicts_one_class(result.confusion, job.labels))
     _keep_curve(worker, {"kind": "epoch", **metrics})
     if save(worker, _known(result.scores.mean_iou) if result else None, metrics) and unscored:

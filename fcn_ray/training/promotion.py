@@ -22,6 +22,7 @@ import numpy as np
 import ray
 
 from fcn_ray.bundle import Bundle, load_bundle, save_bundle
+from fcn_ray.config import Precision
 from fcn_ray.errors import BundleError, StorageError, redact
 from fcn_ray.models.metrics import Confusion, confusion_matrix, scores
 from fcn_ray.training.checkpoints import MODEL, Checkpoint, load_arrays, load_best
@@ -36,6 +37,9 @@ if TYPE_CHECKING:
 TOLERANCE = 0.01
 """Of the pixel accuracy, between the two measurements: training may have rounded to bfloat16, the bundle is float32.
 (Not of the mean IoU: a single pixel of a class that no label holds changes it by a whole class.)"""
+
+COST = 0.001
+"""Of the mean IoU, that bfloat16 may cost a network (issue 6)."""
 
 LEAST_IMAGES = 16
 """That a process scores: fewer take less time than to start it."""
@@ -200,12 +204,21 @@ def write_bundle(model: keras.Model, job: Job, checkpoint: Checkpoint, metrics: 
         "command": command,
         "trained_with": {name: importlib.metadata.version(name) for name in ("tensorflow", "ray", "pyarrow")},
     }
-    parts = (model, job.spec, job.labels, job.preprocessing, metadata)
+    parts = (model, job.spec, job.labels, job.preprocessing, metadata, find_precision(checkpoint, metrics))
     folder = f"{job.config.out}/bundle"
     try:
         return load_bundle(save_bundle(folder, *parts).folder)
     except BundleError:
         return load_bundle(save_bundle(f"{folder}-epoch-{checkpoint.epoch}", *parts).folder)
+
+
+def find_precision(checkpoint: Checkpoint, metrics: dict[str, Any]) -> Precision:
+    """In which precision a bundle with these `metrics`, measured in float32, is as good: bfloat16 when the training
+    measured in it, and found less than COST less."""
+    before, now = checkpoint.metrics.get("val", {}).get("mean_iou"), metrics.get("mean_iou")
+    if checkpoint.metrics.get("precision") != "bfloat16" or before is None or now is None:
+        return "float32"
+    return "bfloat16" if now - before < COST else "float32"
 
 
 def load_network(job: Job, checkpoint: Checkpoint) -> keras.Model:

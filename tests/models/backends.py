@@ -157,7 +157,7 @@ def of_networks(folder: Path) -> Found:
 def of_pixels(folder: Path) -> Found:
     """build_predict_fn on pixels: BGR, two sizes in one batch, a core that is a part of the image."""
     stored = bundle(folder, "bgr", tiny_spec(backbone="alexnet_torchvision"), CAFFE_PREPROCESSING)
-    predict = compile_network(stored, threads=0).predict
+    predict = compile_network(stored, threads=0, precision="float32").predict
     sizes, cores = np.int32([[33, 50], [64, 64]]), np.int32([[0, 0, 33, 50], [5, 9, 40, 64]])
     masks, pixels, confidence = (keras.ops.convert_to_numpy(x) for x in predict(images(2, 64, 64), sizes, cores))
     yield "mask", np.concatenate([masks[0, :33, :50].ravel(), masks[1].ravel()])

@@ -294,6 +294,26 @@ def test_a_checkpoint_that_scores_otherwise_in_a_fresh_process_is_no_bundle() ->
         promotion.check_agreement(checkpoint, 0.5)
 
 
+@pytest.mark.parametrize(
+    ("trained", "before", "now", "precision"),
+    [
+        ("float32", 0.65, 0.65, "float32"),
+        ("bfloat16", 0.65, 0.6505, "bfloat16"),
+        ("bfloat16", 0.66, 0.65, "bfloat16"),
+        ("bfloat16", 0.65, 0.652, "float32"),
+        ("bfloat16", None, 0.652, "float32"),
+    ],
+)
+def test_a_bundle_is_bfloat16_when_that_cost_its_network_nothing(
+    trained: str, before: float | None, now: float, precision: str
+) -> None:
+    metrics = {"val": {"mean_iou": before}, "precision": trained}
+    checkpoint = Checkpoint("runs/a/checkpoints/1", 1, 3, before, "", metrics)
+    assert promotion.find_precision(checkpoint, {"mean_iou": now}) == precision
+    assert promotion.find_precision(dataclasses.replace(checkpoint, metrics={}), {"mean_iou": now}) == "float32"
+    assert promotion.find_precision(checkpoint, {}) == "float32"
+
+
 @pytest.mark.usefixtures("ray_session")
 def test_a_checkpoint_that_only_the_driver_can_read_ends_the_job_instead_of_starting_anew(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -1,0 +1,133 @@
+"""The network of a bundle, compiled on a Keras backend: uint8 images in, masks and counts out."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+
+from fcn_ray.bundle import Bundle
+from fcn_ray.config import Precision
+from fcn_ray.errors import ConfigError
+from fcn_ray.inference.precision import SLOW, cpu_emulates_bfloat16
+
+logger = logging.getLogger(__name__)
+
+AMPERE = (8, 0)
+"""Compute capability of the first NVIDIA GPUs with bfloat16."""
+
+PredictFunction = Callable[[np.ndarray, np.ndarray, np.ndarray], tuple[Any, Any, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """A bundle's network, ready to predict."""
+
+    predict: PredictFunction
+    """See fcn_ray.models.prediction; arrays in and out."""
+    num_classes: int
+    grid: int
+    """Images are padded to multiples of it."""
+    halo: int | None
+    """Pixels around the core of a tile; None when the network has no tiles."""
+    untileable: str = ""
+    """Why it has none."""
+
+
+def try_out(predict: PredictFunction) -> None:
+    """Predict one black square: compiles, warms up, and raises when the device does not work."""
+    predict(np.zeros((1, 32, 32, 3), np.uint8), np.array([[32, 32]], np.int32), np.array([[0, 0, 32, 32]], np.int32))
+
+
+def compile_network(bundle: Bundle, threads: int, precision: Precision) -> Network:
+    """The bundle's network, compiled and warm, on the Keras backend of KERAS_BACKEND (TensorFlow unless it is set).
+
+    With bfloat16 the layers up to fc7 compute in it; logits and what is made of them stay float32. `threads` of
+    TensorFlow, 0 for all cores; JAX takes its own. Raises ConfigError when the backend is not there.
+    """
+    _check_backend(os.environ.setdefault("KERAS_BACKEND", "tensorflow"))
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX: several actors may share one device
+    import keras
+
+    on_tensorflow = keras.backend.backend() == "tensorflow"
+    if on_tensorflow:
+        _set_up_tensorflow(threads)
+    if precision == "bfloat16" and (slow := _emulating_device(on_tensorflow)):
+        logger.warning(SLOW, slow)
+    from fcn_ray.models.coordinates import halo
+    from fcn_ray.models.prediction import build_predict_fn
+
+    model = bundle.build(precision)
+    function = build_predict_fn(model, bundle.preprocessing)
+    predict = _compile_tensorflow(function) if on_tensorflow else _compile_jax(function, model)
+    try_out(predict)
+    try:
+        margin, why = halo(model), ""
+    except ValueError as error:
+        margin, why = None, str(error)
+    return Network(predict, bundle.spec.num_classes, bundle.spec.grid, margin, why)
+
+
+def _check_backend(name: str) -> None:
+    if name not in ("tensorflow", "jax"):
+        raise ConfigError(f"KERAS_BACKEND is {name}: masks are predicted on tensorflow or jax; set one, or unset it")
+    if find_spec(name) is None:
+        raise ConfigError(f"KERAS_BACKEND is {name}, which is not installed: install it on every node, or unset it")
+
+
+def _set_up_tensorflow(threads: int) -> None:
+    import tensorflow as tf
+
+    for gpu in tf.config.list_physical_devices("GPU"):
+        tf.config.experimental.set_memory_growth(gpu, True)  # several actors may share one device
+    if threads:
+        tf.config.threading.set_intra_op_parallelism_threads(threads)
+
+
+def _emulating_device(on_tensorflow: bool) -> str | None:
+    """What this process predicts on, when it computes in bfloat16 by way of float32."""
+    if on_tensorflow:
+        import tensorflow as tf
+
+        for gpu in tf.config.list_physical_devices("GPU"):
+            details = tf.config.experimental.get_device_details(gpu)
+            generation = details.get("compute_capability")
+            return f"the GPU {details.get('device_name')}" if generation and generation < AMPERE else None
+    else:
+        import jax
+
+        if jax.default_backend() != "cpu":
+            return None
+    return "the CPU" if cpu_emulates_bfloat16() else None
+
+
+def _compile_tensorflow(function: Callable[..., Any]) -> PredictFunction:
+    """One graph for all sizes: it never retraces."""
+    import tensorflow as tf
+
+    signature = [
+        tf.TensorSpec((None, None, None, 3), tf.uint8),
+        tf.TensorSpec((None, 2), tf.int32),
+        tf.TensorSpec((None, 4), tf.int32),
+    ]
+    compiled: PredictFunction = tf.function(function, input_signature=signature, autograph=False)
+    return compiled
+
+
+def _compile_jax(function: Callable[..., Any], model: Any) -> PredictFunction:
+    """One program for each size of batch; the weights are arguments, or each would hold a copy of them."""
+    import jax
+    import keras
+
+    def stateless(values: list[Any], *arrays: Any) -> Any:
+        with keras.StatelessScope(state_mapping=list(zip(model.variables, values, strict=True))):
+            return function(*arrays)
+
+    compiled = jax.jit(stateless)
+    values = [variable.value for variable in model.variables]
+    return lambda *arrays: compiled(values, *arrays)
