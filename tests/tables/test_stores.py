@@ -215,7 +215,7 @@ def test_the_tag_of_an_object_that_a_path_names_goes_along(collection: Shim, tmp
     uri = f"{ROOT}/in/0/0 #?.png"
     write_table(tmp_path / "in" / "t.parquet", 2, image=[uri, "s3://nobody/a.png"])
     run, log = start_run(str(tmp_path))
-    (rows,) = (_read(run, ref) for ref in pending_chunks(log))
+    (rows,) = (_read(run, ref, "s3://nobody", ROOT) for ref in pending_chunks(log))
     etag = hashlib.md5(png(0)).hexdigest()
     assert [row["image_version"] for row in rows] == [f"{len(png(0))}-{etag}", None]
 
