@@ -46,7 +46,7 @@ bench: $(STAMP)
 	$(BIN)/python tests/benchmarks/camvid.py $(CAMVID) $(WORK)/camvid
 	$(BIN)/python tests/benchmarks/small_bundle.py $(WORK)/bundle
 	$(BIN)/python tests/benchmarks/segment_speed.py $(WORK)/bundle $(WORK)/camvid/images $(WORK)/speed
-	$(BIN)/python tests/benchmarks/driver_memory.py $(WORK)/bundle $(WORK)/memory 1400 14000
+	$(BIN)/python -m tests.benchmarks.memory $(WORK)/bundle $(WORK)/memory 1000 10000 100000
 
 bench-faults: $(STAMP)
 	test -d $(WORK)/bundle || $(BIN)/python tests/benchmarks/small_bundle.py $(WORK)/bundle
