@@ -85,14 +85,27 @@ def _init(address: str | None, cpus: float, verbose: bool) -> None:
             ) from error
         return
     count = max(os.cpu_count() or 1, int(cpus + 0.999))
-    ray.init(
-        address="local",  # or Ray would look for one that was started here before, and refuse the number of CPUs
-        num_cpus=count,
-        include_dashboard=False,
-        runtime_env={"env_vars": environment},
-        log_to_driver=verbose,
-        logging_level=level,
-    )
+    # Inherited, not a runtime_env: Ray would start every worker twice, without it and with it.
+    with _environment(environment):
+        ray.init(
+            address="local",  # or Ray would look for one that was started here before, and refuse the number of CPUs
+            num_cpus=count,
+            include_dashboard=False,
+            log_to_driver=verbose,
+            logging_level=level,
+        )
+
+
+@contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """This process's environment with `values`, for the processes that it starts meanwhile."""
+    added = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def silence(verbose: bool = False) -> None:
