@@ -31,7 +31,7 @@ class PredictConfig(Section):
     cpus: float = Field(default=1, gt=0)
     """CPUs that each actor reserves from Ray."""
     threads: int = Field(default=0, ge=0)
-    """TensorFlow threads of each actor; 0 takes all cores of its node."""
+    """TensorFlow threads of each actor; 0 takes all cores of its node, or its share when it has several actors."""
     batch_pixels: Positive = 1_600_000
     """Padded pixels in one forward pass; at least one image or tile goes through whatever its size."""
     tile_pixels: int = Field(default=2_097_152, ge=524_288)

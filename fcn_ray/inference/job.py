@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
@@ -200,12 +201,12 @@ def _receipts(
     Raises IncompleteError when Ray gives up, or the FcnRayError that a stage raised.
     """
     predict = config.predict
+    actors = _count_actors(predict)
     arguments = {
         "bundle": storage.absolute(bundle.folder),
         "digest": bundle.digest,
-        "threads": predict.threads,
-        "batch_pixels": predict.batch_pixels,
-        "tile_pixels": predict.tile_pixels,
+        "config": predict,
+        "sharers": math.ceil(actors / max(1, cluster.count_nodes(cpus=predict.cpus))),
         "precision": precision,
         "run_uri": run.uri,
     }
@@ -217,7 +218,7 @@ def _receipts(
     dataset = build_pipeline(
         pending,
         prepare,
-        Actors(Predictor, arguments, _count_actors(predict), predict),
+        Actors(Predictor, arguments, actors, predict),
         CommitChunks(run, bundle.labels, bundle.digest),
         config.decode_cpus,
     )

@@ -80,6 +80,11 @@ def _check_backend(name: str) -> None:
         raise ConfigError(f"KERAS_BACKEND is {name}, which is not installed: install it on every node, or unset it")
 
 
+def share_cores(sharers: int) -> int:
+    """Threads for each of so many processes on this machine; 0, which is all cores, for a single one."""
+    return max(1, (os.cpu_count() or 1) // sharers) if sharers > 1 else 0
+
+
 def _set_up_tensorflow(threads: int) -> None:
     import tensorflow as tf
 

@@ -12,12 +12,12 @@ import numpy as np
 import pyarrow as pa
 
 from fcn_ray.bundle import Bundle, load_bundle
-from fcn_ray.config import Precision
+from fcn_ray.config import Precision, PredictConfig
 from fcn_ray.errors import BundleError, FcnRayError
 from fcn_ray.images.geometry import group_by_size, pad_batch
 from fcn_ray.images.tiling import Tile, paste, plan_tiles, whole_image
 from fcn_ray.inference import task
-from fcn_ray.inference.network import compile_network, try_out
+from fcn_ray.inference.network import compile_network, share_cores, try_out
 from fcn_ray.inference.stages import PIXELS, replace_columns
 from fcn_ray.tables.attempts import Attempts
 from fcn_ray.tables.schema import (
@@ -79,20 +79,20 @@ class Predictor:
         self,
         bundle: str,
         digest: str,
-        threads: int,
-        batch_pixels: int,
-        tile_pixels: int,
+        config: PredictConfig,
         precision: Precision = "float32",
+        sharers: int = 1,
         run_uri: str = "",
     ) -> None:
         """Load the bundle and check that it is the one with `digest`; the first image finds the network warm.
 
-        In the folder `run_uri` it leaves marks when a chunk has taken an actor down.
+        Without a number of threads in `config` it takes its share of the cores, which `sharers` actors have. In the
+        folder `run_uri` it leaves marks when a chunk has taken an actor down.
         """
-        self._batch_pixels, self._tile_pixels, self._run_uri = batch_pixels, tile_pixels, run_uri
+        self._config, self._run_uri = config, run_uri
         self._refused: FcnRayError | None = None
         try:
-            self._network = compile_network(_load(bundle, digest), threads, precision)
+            self._network = compile_network(_load(bundle, digest), config.threads or share_cores(sharers), precision)
         except FcnRayError as error:  # kept for the first chunk: Ray makes mere text of what a constructor raises
             self._refused = error
 
@@ -145,21 +145,21 @@ class Predictor:
                 found.append(Prediction(height, width, self._network.num_classes))
             except Exception as error:  # the row border: too large for tiles, or for memory
                 found.append(error)
-        for group in group_by_size([tile.size for _, tile in work], self._batch_pixels):
+        for group in group_by_size([tile.size for _, tile in work], self._config.batch_pixels):
             self._predict_group(images, [work[place] for place in group], found)
         return found
 
     def _plan(self, height: int, width: int) -> list[Tile]:
         """The image as a whole, or the tiles of one that is too large for that."""
         whole = whole_image(height, width, self._network.grid)
-        if whole.size[0] * whole.size[1] <= self._tile_pixels:
+        if whole.size[0] * whole.size[1] <= self._config.tile_pixels:
             return [whole]
         if self._network.halo is None:
             raise ValueError(
-                f"an image of {width}x{height} pixels is larger than predict.tile_pixels {self._tile_pixels}, and this "
-                f"network has no tiles: {self._network.untileable}"
+                f"an image of {width}x{height} pixels is larger than predict.tile_pixels {self._config.tile_pixels}, "
+                f"and this network has no tiles: {self._network.untileable}"
             )
-        return plan_tiles(height, width, self._network.halo, self._tile_pixels)
+        return plan_tiles(height, width, self._network.halo, self._config.tile_pixels)
 
     def _predict_group(
         self, images: list[np.ndarray], work: list[tuple[int, Tile]], found: list[Prediction | Exception]

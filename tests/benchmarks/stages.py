@@ -37,7 +37,7 @@ from fcn_ray.tables.commit import commit_chunk
 from fcn_ray.tables.plan import extend_plan, pending_chunks
 from fcn_ray.tables.runs import open_run
 
-SETTINGS = PredictConfig()
+SETTINGS = PredictConfig(threads=1)
 
 
 def run_stages(bundle: Bundle, images: str, work: Path, precision: Any) -> tuple[int, dict[str, float]]:
@@ -54,7 +54,7 @@ def run_stages(bundle: Bundle, images: str, work: Path, precision: Any) -> tuple
     with stage("plan"):
         log = extend_plan(run.uri, images, ChunkConfig(), Columns())
     read, decode, limits = ReadChunks(run.uri, images, Columns()), DecodeImages(10**8), Limits(20, 4 * 10**9)
-    predictor = Predictor(bundle.folder, bundle.digest, 1, SETTINGS.batch_pixels, SETTINGS.tile_pixels, precision)
+    predictor = Predictor(bundle.folder, bundle.digest, SETTINGS, precision)
     network = _compile(bundle, precision)
     for chunk in pending_chunks(log):
         with stage("read"):

@@ -10,8 +10,9 @@ import pyarrow as pa
 import pytest
 
 from fcn_ray.bundle import load_bundle, save_bundle
-from fcn_ray.config import ModelSpec, Preprocessing
+from fcn_ray.config import ModelSpec, PredictConfig, Preprocessing
 from fcn_ray.errors import BundleError, ConfigError
+from fcn_ray.inference import predictor as predictor_module
 from fcn_ray.inference.predictor import Prediction, Predictor
 from fcn_ray.inference.stages import PIXELS
 from fcn_ray.labels import LabelSet
@@ -49,7 +50,8 @@ def predictor(tiny_bundle: Path) -> Predictor:
 
 def make_predictor(bundle: Path, batch_pixels: int = 1_600_000, tile_pixels: int = 2_097_152) -> Predictor:
     digest = load_bundle(str(bundle)).digest
-    return Predictor(str(bundle), digest, threads=0, batch_pixels=batch_pixels, tile_pixels=tile_pixels)
+    settings = PredictConfig().model_copy(update={"batch_pixels": batch_pixels, "tile_pixels": tile_pixels})
+    return Predictor(str(bundle), digest, settings)
 
 
 def test_every_image_has_the_mask_that_it_has_alone(predictor: Predictor, images: list[np.ndarray | None]) -> None:
@@ -116,7 +118,7 @@ def test_a_batch_that_does_not_fit_is_halved(tiny_bundle: Path) -> None:
 
 
 def test_another_bundle_than_planned_is_refused(tiny_bundle: Path) -> None:
-    other = Predictor(str(tiny_bundle), "0000", threads=0, batch_pixels=1, tile_pixels=1)
+    other = Predictor(str(tiny_bundle), "0000", PredictConfig())
     with pytest.raises(BundleError, match="the job was planned with 0000"):
         other(_decoded([None]))
 
@@ -127,7 +129,7 @@ def test_a_backend_that_is_not_there_is_named(
 ) -> None:
     """Not on the driver: what is installed there says nothing of the nodes."""
     monkeypatch.setenv("KERAS_BACKEND", backend)
-    monkeypatch.setattr("fcn_ray.inference.predictor.find_spec", lambda _: None)
+    monkeypatch.setattr("fcn_ray.inference.network.find_spec", lambda _: None)
     with pytest.raises(ConfigError, match=f"KERAS_BACKEND is {backend}.*{message}"):
         make_predictor(tiny_bundle)(_decoded([None]))
 
@@ -240,3 +242,14 @@ def test_a_large_image_is_predicted_in_the_memory_of_a_tile(tiny_bundle: Path) -
     )
     run = subprocess.run([sys.executable, "-c", code, str(tiny_bundle)], capture_output=True, text=True, check=True)
     assert int(run.stdout) < 1536, "MiB"
+
+
+@pytest.mark.parametrize(("sharers", "threads", "taken"), [(1, 0, 0), (2, 0, 4), (3, 0, 2), (99, 0, 1), (2, 5, 5)])
+def test_actors_of_one_node_share_its_cores(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, sharers: int, threads: int, taken: int
+) -> None:
+    found: list[int] = []
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr(predictor_module, "compile_network", lambda bundle, threads, precision: found.append(threads))
+    Predictor(str(tiny_bundle), load_bundle(str(tiny_bundle)).digest, PredictConfig(threads=threads), sharers=sharers)
+    assert found == [taken]
