@@ -178,10 +178,7 @@ def _main() -> None:
             _send(frames, pa.table({_OUT_OF_REACH: [str(error)]}))
             return
         _send(frames, row.set_column(row.column_names.index(IMAGE), IMAGE, pa.nulls(1, row[IMAGE].type)))
-        with limits.watch() as begin_image:
-            begin_image()
-            decoded = decode(row)
-        _send(frames, decoded)
+        _send(frames, decode(row, limits.watch))
 
 
 if __name__ == "__main__":

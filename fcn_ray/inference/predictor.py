@@ -7,6 +7,7 @@ the device. Images go through it together only when they pad to the same size: n
 from __future__ import annotations
 
 import logging
+import sys
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +15,7 @@ import pyarrow as pa
 from fcn_ray.bundle import Bundle, load_bundle
 from fcn_ray.config import Precision, PredictConfig
 from fcn_ray.errors import BundleError, FcnRayError
+from fcn_ray.images.codec import decode_image, encode_mask
 from fcn_ray.images.geometry import group_by_size, pad_batch
 from fcn_ray.images.tiling import Tile, paste, plan_tiles, whole_image
 from fcn_ray.inference import task
@@ -23,9 +25,11 @@ from fcn_ray.tables.attempts import Attempts
 from fcn_ray.tables.schema import (
     CHUNK_ID,
     CLASS_PIXELS,
+    ENCODED,
     ERROR,
     HEIGHT,
     MASK,
+    MASK_PNG,
     MEAN_CONFIDENCE,
     MIN_CLASS_CONFIDENCE,
     OK,
@@ -46,12 +50,18 @@ class Prediction:
         self.class_pixels = np.zeros(num_classes, np.int64)
         """(num_classes,) pixels of each class."""
         self._confidence = np.zeros(num_classes)
+        self.png: bytes | None = None
+        """The mask as it will be stored, in the place of `mask`."""
 
     def add(self, tile: Tile, mask: np.ndarray, class_pixels: np.ndarray, class_confidence: np.ndarray) -> None:
         """Take in what was predicted of one tile."""
         paste(self.mask, tile, mask)
         self.class_pixels += class_pixels
         self._confidence += class_confidence
+
+    def pack(self) -> None:
+        """Encode the mask: that of a large image must not stay until its chunk is done."""
+        self.png, self.mask = encode_mask(self.mask), np.zeros((0, 0), np.uint8)
 
     @property
     def mean_confidence(self) -> float:
@@ -72,7 +82,8 @@ class _CrashError(Exception):
 class Predictor:
     """Stage with state, one in each actor.
 
-    Reads: pixels, height, width, status. Adds: mask (raw ids), class_pixels, confidences. Drops: pixels.
+    Reads: pixels, encoded, height, width, status. Adds: mask (raw ids) or mask_png, class_pixels, confidences. Drops:
+    pixels, encoded.
     """
 
     def __init__(
@@ -102,9 +113,9 @@ class Predictor:
             raise self._refused
         status, errors = table[STATUS].to_pylist(), table[ERROR].to_pylist()
         good = [i for i, s in enumerate(status) if s == OK]
-        images = decode_pixels(table, good)
+        images = take_images(table, good)
         if task.attempt() == 0:
-            outcomes = self.predict(images)
+            outcomes = self._predict_all(images)
         else:
             outcomes = self._predict_one_by_one(images, good, table[CHUNK_ID][0].as_py())
         found: list[Prediction | None] = [None] * len(table)
@@ -115,10 +126,27 @@ class Predictor:
                 status[row], errors[row] = "crash", str(outcome)
             else:
                 status[row], errors[row] = "predict", trim_error(f"{type(outcome).__name__}: {outcome}")
-        return replace_columns(table, {STATUS: status, ERROR: errors} | prediction_columns(found), drop=[PIXELS])
+        added = {STATUS: status, ERROR: errors} | prediction_columns(found)
+        return replace_columns(table, added, drop=[PIXELS, ENCODED])
+
+    def _predict_all(self, images: list[np.ndarray | bytes]) -> list[Prediction | Exception]:
+        """Those that are decoded together, the others one after the other."""
+        outcomes = iter(self.predict([image for image in images if not isinstance(image, bytes)]))
+        return [self._predict_encoded(image) if isinstance(image, bytes) else next(outcomes) for image in images]
+
+    def _predict_encoded(self, data: bytes) -> Prediction | Exception:
+        """An image that was decoded before, and had no room in its chunk."""
+        try:
+            image = decode_image(data, sys.maxsize).pixels
+        except Exception as error:  # the row border: for want of memory, since it could be decoded
+            return error
+        (outcome,) = self.predict([image])
+        if isinstance(outcome, Prediction):
+            outcome.pack()
+        return outcome
 
     def _predict_one_by_one(
-        self, images: list[np.ndarray], rows: list[int], chunk_id: str
+        self, images: list[np.ndarray | bytes], rows: list[int], chunk_id: str
     ) -> list[Prediction | Exception]:
         """The same for a chunk that took an actor down, with a mark before each image; killers are left out."""
         place = task.here()
@@ -130,7 +158,7 @@ class Predictor:
                 outcomes.append(_CrashError("the process that predicted it, and nothing else, died"))
                 continue
             attempts.begin(row)
-            outcomes += self.predict([image])
+            outcomes += self._predict_all([image])
         attempts.end()
         return outcomes
 
@@ -202,6 +230,13 @@ def _load(folder: str, digest: str) -> Bundle:
     return bundle
 
 
+def take_images(table: pa.Table, rows: list[int]) -> list[np.ndarray | bytes]:
+    """The good images of `rows`: pixels as `decode_pixels` has them, or the encoded image where there are none."""
+    encoded = table[ENCODED].to_pylist()
+    decoded = iter(decode_pixels(table, [row for row in rows if encoded[row] is None]))
+    return [next(decoded) if encoded[row] is None else encoded[row] for row in rows]
+
+
 def decode_pixels(table: pa.Table, rows: list[int]) -> list[np.ndarray]:
     """(H, W, 3) uint8 views of the pixels of `rows`; nothing is copied."""
     height, width = table[HEIGHT].to_pylist(), table[WIDTH].to_pylist()
@@ -210,9 +245,10 @@ def decode_pixels(table: pa.Table, rows: list[int]) -> list[np.ndarray]:
 
 
 def prediction_columns(found: list[Prediction | None]) -> dict[str, pa.Array]:
-    """Columns mask (raw ids, row-major), class_pixels and confidences; null where there is no prediction."""
+    """Columns mask (raw ids, row-major) or mask_png, class_pixels, confidences; null where there is no prediction."""
     return {
-        MASK: pa.array([p and p.mask.tobytes() for p in found], pa.large_binary()),
+        MASK: pa.array([p.mask.tobytes() if p and p.png is None else None for p in found], pa.large_binary()),
+        MASK_PNG: pa.array([p and p.png for p in found], pa.large_binary()),
         CLASS_PIXELS: pa.array([p and p.class_pixels for p in found], pa.list_(pa.int64())),
         MEAN_CONFIDENCE: pa.array([p and p.mean_confidence for p in found], pa.float32()),
         MIN_CLASS_CONFIDENCE: pa.array([p and p.min_class_confidence for p in found], pa.float32()),

@@ -35,8 +35,7 @@ class PrepareChunks:
         """The stage."""
         if task.attempt() == 0:
             rows = self.read(table)
-            with self.limits.watch() as begin_image:
-                return self.decode(rows, begin_image)
+            return self.decode(rows, self.limits.watch)
         (row,) = table.to_pylist()
         chunk = ChunkRef(**row)
         logger.warning("chunk %s took its process down, or lost it: its images are decoded one by one", chunk.chunk_id)

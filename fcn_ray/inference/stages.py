@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,11 +24,13 @@ from fcn_ray.tables.planfile import ChunkRef
 from fcn_ray.tables.reading import label_chunk, read_rows
 from fcn_ray.tables.runs import Run
 from fcn_ray.tables.schema import (
+    ENCODED,
     ERROR,
     FLAGS,
     HEIGHT,
     IMAGE,
     MASK,
+    MASK_PNG,
     MASK_TYPE,
     MODEL_DIGEST,
     OK,
@@ -64,43 +67,73 @@ class ReadChunks:
         return label_chunk(rows, chunk.chunk_id, chunk.plan)
 
 
+PIXELS_ROOM = 500_000_000
+"""Bytes of pixels that a chunk has on the way, however large or many its images are."""
+
+Watch = Callable[[], AbstractContextManager[Callable[[], None]]]
+"""As `Limits.watch`."""
+
+
+def _unwatched() -> AbstractContextManager[Callable[[], None]]:
+    return nullcontext(lambda: None)
+
+
+class _Decoded(NamedTuple):
+    status: str
+    error: str | None
+    pixels: bytes | None = None
+    encoded: bytes | None = None
+    shape: tuple[int, ...] | None = None
+    flags: Sequence[str] = ()
+
+
 @dataclass(frozen=True, slots=True)
 class DecodeImages:
     """Every image as pixels, or the reason why not.
 
-    Reads: image, source_error, source_message. Adds: pixels, height, width, status, error, flags. Drops: those read.
+    Reads: image, source_error, source_message. Adds: pixels, encoded, height, width, status, error, flags. Drops: those
+    read.
     """
 
     max_pixels: int
 
-    def __call__(self, table: pa.Table, begin_image: Callable[[], None] = lambda: None) -> pa.Table:
-        """The stage; it calls `begin_image` before each image that it decodes."""
-        rows = [
-            self._decode(begin_image, *(value.as_py() for value in cells))
-            for cells in zip(table[IMAGE], table[SOURCE_ERROR], table[SOURCE_MESSAGE], strict=True)
-        ]
-        pixels, shapes, status, error, flags = zip(*rows, strict=True)
+    def __call__(self, table: pa.Table, watch: Watch = _unwatched, room: int = PIXELS_ROOM) -> pa.Table:
+        """The stage. Images are decoded within `watch()`, whose function is called before each. The chunk has `room`
+        bytes of pixels; a good image that does not fit travels encoded."""
+        rows: list[_Decoded] = []
+        with watch() as begin_image:
+            for cells in zip(table[IMAGE], table[SOURCE_ERROR], table[SOURCE_MESSAGE], strict=True):
+                data, source_error, message = (cell.as_py() for cell in cells)
+                row = self._decode(begin_image, data, source_error, message)
+                size = len(row.pixels or b"")
+                if size > room:
+                    row = row._replace(pixels=None, encoded=data)
+                else:
+                    room -= size
+                rows.append(row)
+        height, width = ([row.shape and row.shape[side] for row in rows] for side in (0, 1))
         added = {
-            PIXELS: pa.array(pixels, pa.large_binary()),
-            HEIGHT: pa.array([shape and shape[0] for shape in shapes], pa.int32()),
-            WIDTH: pa.array([shape and shape[1] for shape in shapes], pa.int32()),
-            STATUS: pa.array(status, pa.string()),
-            ERROR: pa.array(error, pa.string()),
-            FLAGS: pa.array(flags, pa.list_(pa.string())),
+            PIXELS: pa.array([row.pixels for row in rows], pa.large_binary()),
+            ENCODED: pa.array([row.encoded for row in rows], pa.large_binary()),
+            HEIGHT: pa.array(height, pa.int32()),
+            WIDTH: pa.array(width, pa.int32()),
+            STATUS: pa.array([row.status for row in rows], pa.string()),
+            ERROR: pa.array([row.error for row in rows], pa.string()),
+            FLAGS: pa.array([row.flags for row in rows], pa.list_(pa.string())),
         }
         return replace_columns(table, added, drop=[IMAGE, SOURCE_ERROR, SOURCE_MESSAGE])
 
     def _decode(
         self, begin_image: Callable[[], None], data: bytes | None, source_error: str | None, message: str | None
-    ) -> tuple[bytes | None, tuple[int, ...] | None, str, str | None, list[str]]:
+    ) -> _Decoded:
         if source_error is not None:
-            return None, None, source_error, trim_error(message or source_error), []
+            return _Decoded(source_error, trim_error(message or source_error))
         begin_image()
         try:
             decoded = decode_image(data, self.max_pixels)
         except ImageError as error:
-            return None, None, error.status, trim_error(str(error)), []
-        return decoded.pixels.tobytes(), decoded.pixels.shape, OK, None, list(decoded.flags)
+            return _Decoded(error.status, trim_error(str(error)))
+        return _Decoded(OK, None, decoded.pixels.tobytes(), None, decoded.pixels.shape, decoded.flags)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +158,11 @@ def read_receipts(table: pa.Table) -> list[Receipt]:
 def finish_rows(table: pa.Table, labels: LabelSet, model_digest: str, run_id: str) -> pa.Table:
     """Rows with raw masks -> rows as the result schema has them, the chunk's working columns kept in front."""
     height, width = table[HEIGHT].to_pylist(), table[WIDTH].to_pylist()
+    ready = table[MASK_PNG].to_pylist()
     masks = [
-        None if not cell.is_valid else {"bytes": _encode(cell, h, w), "path": _mask_name(path, row)}
-        for cell, h, w, path, row in zip(
-            table[MASK], height, width, table[PATH].to_pylist(), table[ROW].to_pylist(), strict=True
+        {"bytes": png or _encode(cell, h, w), "path": _mask_name(path, row)} if png or cell.is_valid else None
+        for cell, png, h, w, path, row in zip(
+            table[MASK], ready, height, width, table[PATH].to_pylist(), table[ROW].to_pylist(), strict=True
         )
     ]
     added = {

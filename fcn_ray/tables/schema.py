@@ -78,7 +78,11 @@ WORKING_FIELDS = (
 )
 """Columns that rows have on the way only: which chunk a row belongs to, at which place of how many; the encoded image,
 and, when it could not be had, a status code and the reason."""
-WORKING = frozenset(field.name for field in WORKING_FIELDS)
+ENCODED = "encoded"
+"""A good image as it was read, whose pixels have no room in its chunk: it is decoded again when it is predicted."""
+MASK_PNG = "mask_png"
+"""The mask of such an image, as it will be stored."""
+WORKING = frozenset([*(field.name for field in WORKING_FIELDS), ENCODED, MASK_PNG])
 
 SCHEMA_VERSION = 1
 """Part of a run's fingerprint: changes when the meaning of a result column does."""

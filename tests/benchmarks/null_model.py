@@ -17,7 +17,7 @@ import pyarrow as pa
 from fcn_ray.bundle import load_bundle
 from fcn_ray.inference.predictor import Prediction, decode_pixels, prediction_columns
 from fcn_ray.inference.stages import PIXELS, replace_columns
-from fcn_ray.tables.schema import OK, STATUS
+from fcn_ray.tables.schema import ENCODED, OK, STATUS
 
 PAUSE = "NULL_MODEL_SECONDS"
 
@@ -36,7 +36,7 @@ class NullPredictor:
         found: list[Prediction | None] = [None] * len(table)
         for row, image in zip(good, decode_pixels(table, good), strict=True):
             found[row] = _predict(image, self._classes)
-        return replace_columns(table, prediction_columns(found), drop=[PIXELS])
+        return replace_columns(table, prediction_columns(found), drop=[PIXELS, ENCODED])
 
 
 def predict_mask(image: np.ndarray) -> np.ndarray:

@@ -59,8 +59,8 @@ def run_stages(bundle: Bundle, images: str, work: Path, precision: Any) -> tuple
     for chunk in pending_chunks(log):
         with stage("read"):
             rows = read(pa.Table.from_pylist([asdict(chunk)]))
-        with stage("decode"), limits.watch() as begin_image:
-            rows = decode(rows, begin_image)
+        with stage("decode"):
+            rows = decode(rows, limits.watch)
         with stage("model and masks"):
             done = predictor(rows)
         with stage("model"):

@@ -72,6 +72,7 @@ def _predict(table: pa.Table) -> pa.Table:
     sizes = [None if cell is None else len(cell) // 3 for cell in table[PIXELS].to_pylist()]
     added = {
         schema.MASK: pa.array([size and bytes(size) for size in sizes], pa.large_binary()),
+        schema.MASK_PNG: pa.nulls(len(sizes), pa.large_binary()),
         schema.CLASS_PIXELS: pa.array([size and [size, 0, 0] for size in sizes], pa.list_(pa.int64())),
         schema.MEAN_CONFIDENCE: pa.array([size and 1.0 for size in sizes], pa.float32()),
         schema.MIN_CLASS_CONFIDENCE: pa.array([size and 1.0 for size in sizes], pa.float32()),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import pytest
 from fcn_ray.bundle import load_bundle, save_bundle
 from fcn_ray.config import ModelSpec, PredictConfig, Preprocessing
 from fcn_ray.errors import BundleError, ConfigError
+from fcn_ray.images.codec import decode_label, encode_image
 from fcn_ray.inference import predictor as predictor_module
 from fcn_ray.inference.predictor import Prediction, Predictor
 from fcn_ray.inference.stages import PIXELS
@@ -22,11 +24,19 @@ from tests.networks import tiny_model, tiny_spec
 pytestmark = pytest.mark.keras
 
 
-def _decoded(images: list[np.ndarray | None]) -> pa.Table:
+def _decoded(images: list[np.ndarray | None], encoded: Collection[int] = ()) -> pa.Table:
+    """Those of the rows `encoded` had no room in the chunk."""
     return pa.table(
         {
             "row": list(range(len(images))),
-            PIXELS: pa.array([None if i is None else i.tobytes() for i in images], pa.large_binary()),
+            schema.ENCODED: pa.array(
+                [encode_image(i, "PNG") if i is not None and row in encoded else None for row, i in enumerate(images)],
+                pa.large_binary(),
+            ),
+            PIXELS: pa.array(
+                [None if i is None or row in encoded else i.tobytes() for row, i in enumerate(images)],
+                pa.large_binary(),
+            ),
             schema.HEIGHT: pa.array([i if i is None else i.shape[0] for i in images], pa.int32()),
             schema.WIDTH: pa.array([i if i is None else i.shape[1] for i in images], pa.int32()),
             schema.STATUS: ["null" if i is None else "ok" for i in images],
@@ -115,6 +125,39 @@ def test_a_batch_that_does_not_fit_is_halved(tiny_bundle: Path) -> None:
         assert isinstance(left, Prediction)
         assert isinstance(right, Prediction)
         assert (left.mask == right.mask).mean() >= 0.999
+
+
+def test_an_image_without_room_in_its_chunk_gets_the_same_and_its_mask_is_encoded_at_once(
+    predictor: Predictor, images: list[np.ndarray | None]
+) -> None:
+    together, apart = predictor(_decoded(images)), predictor(_decoded(images, encoded=[1, 3, 4]))
+    assert not {PIXELS, schema.ENCODED} & set(apart.column_names)
+    names = [schema.CLASS_PIXELS, schema.STATUS, schema.ERROR]
+    assert together.select(names) == apart.select(names)
+    encoded = [row for row in range(len(images)) if apart[schema.MASK_PNG][row].is_valid]
+    assert encoded == [1, 4], "row 3 has no image"
+    for row, image in enumerate(images):
+        mask = together[schema.MASK][row].as_py()
+        if row in encoded:
+            assert apart[schema.MASK][row].as_py() is None
+            assert decode_label(apart[schema.MASK_PNG][row].as_py()).tobytes() == mask
+        else:
+            assert apart[schema.MASK][row].as_py() == mask
+        if image is not None:
+            for name in (schema.MEAN_CONFIDENCE, schema.MIN_CLASS_CONFIDENCE):
+                assert apart[name][row].as_py() == pytest.approx(together[name][row].as_py(), abs=1e-5)
+
+
+def test_memory_that_is_gone_when_an_image_is_decoded_again_is_its_own_row(
+    predictor: Predictor, images: list[np.ndarray | None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(predictor_module, "decode_image", full)
+    rows = predictor(_decoded(images, encoded=[1]))
+    assert rows[schema.STATUS].to_pylist() == ["ok", "predict", "ok", "null", "ok", "ok", "ok"]
+    assert rows[schema.ERROR][1].as_py() == "MemoryError: no room"
 
 
 def test_another_bundle_than_planned_is_refused(tiny_bundle: Path) -> None:

@@ -1,20 +1,25 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from fcn_ray.config import ChunkConfig
-from fcn_ray.images.codec import decode_label, encode_image
+from fcn_ray.images.codec import decode_label, encode_image, encode_mask
 from fcn_ray.inference.stages import PIXELS, CommitChunks, DecodeImages, ReadChunks, finish_rows, read_receipts
 from fcn_ray.tables import schema
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.plan import extend_plan, pending_chunks
 from fcn_ray.tables.runs import open_run
 from tests import pictures
+
+ROOT = Path(__file__).parents[2]
 
 
 def _read_table(images: list[bytes | None], errors: list[str | None] | None = None) -> pa.Table:
@@ -52,6 +57,49 @@ def test_decode_gives_pixels_or_the_reason_why_not() -> None:
     assert not {schema.IMAGE, schema.SOURCE_ERROR, schema.SOURCE_MESSAGE} & set(table.column_names)
 
 
+def test_what_has_no_room_in_its_chunk_travels_encoded() -> None:
+    """Room for 300 bytes: the second image of 192 has none, the third of 75 has; bad ones need none."""
+    images = [np.full((side, side, 3), side, np.uint8) for side in (8, 8, 5)]
+    data = [encode_image(image, "PNG") for image in images]
+    table = DecodeImages(10**6)(_read_table([data[0], b"<html>", data[1], data[2]]), room=300)
+    assert table[schema.STATUS].to_pylist() == ["ok", "not_image", "ok", "ok"]
+    assert table[PIXELS].to_pylist() == [images[0].tobytes(), None, None, images[2].tobytes()]
+    assert table[schema.ENCODED].to_pylist() == [None, None, data[1], None]
+    assert table[schema.HEIGHT].to_pylist() == [8, None, 8, 5]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
+def test_the_pixels_of_a_chunk_may_be_more_than_one_image_may_take() -> None:
+    """Arrow asks for 768 MB to put 480 MB of pixels together, where an image may take 500. In a process of its own, whose
+    memory is not there already."""
+    run = subprocess.run([sys.executable, "-c", _LIMITED], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert run.returncode == 0, run.stderr[-2000:]
+
+
+_LIMITED = """
+import numpy as np
+from fcn_ray.images.codec import encode_image
+from fcn_ray.inference.limits import Limits
+from fcn_ray.inference.stages import DecodeImages
+from tests.inference.test_stages import _read_table
+data = encode_image(np.zeros((4000, 2000, 3), np.uint8), "PNG")
+table = DecodeImages(10**7)(_read_table([data] * 20), Limits(60, 500_000_000).watch)
+assert table["status"].to_pylist() == ["ok"] * 20, table["error"].to_pylist()
+assert table["pixels"].nbytes >= 480_000_000
+"""
+
+
+def test_finished_rows_take_masks_that_are_encoded(tmp_path: Path) -> None:
+    mask = np.array([[0, 1], [2, 0], [1, 1]], np.uint8)
+    table = _predicted([mask, None])
+    png = encode_mask(mask)
+    table = table.set_column(table.column_names.index(schema.MASK), schema.MASK, pa.nulls(2, pa.large_binary()))
+    place = table.column_names.index(schema.MASK_PNG)
+    table = table.set_column(place, schema.MASK_PNG, pa.array([png, None], pa.large_binary()))
+    done = finish_rows(table, pictures.LABELS, "digest", "run")
+    assert done[schema.MASK].to_pylist() == [{"bytes": png, "path": "image-0.png"}, None]
+
+
 def test_decode_refuses_what_is_too_big_before_it_decodes() -> None:
     data = encode_image(np.zeros((10, 10, 3), np.uint8), "PNG")
     table = DecodeImages(max_pixels=99)(_read_table([data]))
@@ -63,6 +111,7 @@ def _predicted(masks: list[np.ndarray | None]) -> pa.Table:
     count = len(masks)
     columns = {name: table[name] for name in table.column_names if name != PIXELS}
     columns |= {
+        schema.MASK_PNG: pa.nulls(count, pa.large_binary()),
         schema.MASK: pa.array([None if m is None else m.tobytes() for m in masks], pa.large_binary()),
         schema.HEIGHT: pa.array([m if m is None else m.shape[0] for m in masks], pa.int32()),
         schema.WIDTH: pa.array([m if m is None else m.shape[1] for m in masks], pa.int32()),
@@ -99,6 +148,7 @@ def test_read_to_commit_without_ray(tmp_path: Path) -> None:
         table = table.drop_columns([PIXELS])
         for name, column in {
             schema.MASK: pa.array([bytes(h * w) for h, w in sizes], pa.large_binary()),
+            schema.MASK_PNG: pa.nulls(count, pa.large_binary()),
             schema.CLASS_PIXELS: pa.array([[h * w, 0, 0] for h, w in sizes], pa.list_(pa.int64())),
             schema.MEAN_CONFIDENCE: pa.array([1.0] * count, pa.float32()),
             schema.MIN_CLASS_CONFIDENCE: pa.array([1.0] * count, pa.float32()),
