@@ -17,7 +17,7 @@ from unittest.mock import patch
 import psutil
 
 from tests import s3
-from tests.benchmarks.fault_trial import ROOT, Trial, session
+from tests.benchmarks.fault_trial import ROOT, Trial, is_running, session
 from tests.inference import poisoning
 
 DECODER, PREDICTOR, COMMITTER = "ray::MapBatches(PrepareChunks", "ray::MapWorker", "ray::MapBatches(CommitChunks"
@@ -28,8 +28,8 @@ def _disturbed(action: Callable[[Trial, psutil.Popen], object], **environment: s
 
     def kind(trial: Trial) -> None:
         job = trial.start(**environment)
-        trial.wait_for_chunks(job)
-        action(trial, job)
+        running = trial.wait_for_chunks(job)
+        trial.struck = action(trial, job) is not False and running
         trial.end(job)
 
     return kind
@@ -41,7 +41,7 @@ def _kill_process(*names: str) -> Callable[[Trial], None]:
 
 def _killed_whole(trial: Trial) -> None:
     job = trial.start()
-    trial.wait_for_chunks(job)
+    trial.struck = trial.wait_for_chunks(job)
     trial.kill_all(job)
 
 
@@ -53,6 +53,7 @@ def _failpoint(action: str, *prefixes: str) -> Callable[[Trial], None]:
         names = [name for name in re.findall(r'fail_at\("([a-z.]+)"\)', source) if name.startswith(prefixes)]
         where = f"{trial.random.choice(names)}:{trial.random.randint(1, 3)}:{action}"
         trial.end(trial.start(FCN_RAY_FAILPOINT=where))
+        trial.struck = trial.was_logged(f"failpoint {where}")
 
     return kind
 
@@ -86,7 +87,7 @@ def _lost_node(trial: Trial) -> None:
     node = cluster.add_node(num_cpus=3)  # type: ignore[attr-defined]
     trial.settings.append("predict.actors=2")
     job = trial.start(RAY_ADDRESS=cluster.address)  # type: ignore[attr-defined]
-    trial.wait_for_chunks(job)
+    trial.struck = trial.wait_for_chunks(job)
     cluster.remove_node(node, allow_graceful=False)  # type: ignore[attr-defined]
     trial.end(job)
     trial.settings.pop()
@@ -99,6 +100,7 @@ def _full_object_store(trial: Trial) -> None:
     for number in range(60, 72):
         trial.write_image(f"{number}.png")
     trial.end(trial.start(RAY_ADDRESS=cluster.address))  # type: ignore[attr-defined]
+    trial.struck = True
 
 
 # ----------------------------------------------------------------------------------------------------- file systems
@@ -117,15 +119,16 @@ def _remount(trial: Trial, options: str) -> None:
 
 def _full_disk(trial: Trial) -> None:
     _mount(trial, f"{trial.random.randint(30, 90)}k")
-    trial.end(trial.start())
+    trial.struck = trial.end(trial.start()) == 9
     _remount(trial, "size=100m")
 
 
 def _read_only(trial: Trial) -> None:
     _mount(trial, "100m")
     job = trial.start()
-    trial.wait_for_chunks(job)
-    subprocess.run(["mount", "-o", "remount,ro,force", trial.output], check=False)
+    running = trial.wait_for_chunks(job)
+    remounted = subprocess.run(["mount", "-o", "remount,ro,force", trial.output], check=False)
+    trial.struck = running and not remounted.returncode
     trial.end(job)
     _remount(trial, "rw")
 
@@ -165,6 +168,7 @@ def _store(method: str, share: float, *faults: s3.Fault) -> Callable[[Trial], No
 
         def sometimes(app: object, environ: dict[str, object], start_response: Callable[..., object]) -> object:
             if trial.random.random() < share:
+                trial.struck = True
                 return trial.random.choice(faults)(app, environ, start_response)
             return app(environ, start_response)  # type: ignore[operator]
 
@@ -179,7 +183,7 @@ def _store_storm(trial: Trial) -> None:
     """SlowDown for all, for twenty seconds."""
     shim = _in_store(trial)
     job = trial.start()
-    trial.wait_for_chunks(job)
+    trial.struck = trial.wait_for_chunks(job)
     shim.fail("any", always=s3.answer("503 Slow Down", "SlowDown"))
     time.sleep(20)
     shim.fail("none")
@@ -212,6 +216,7 @@ def _two_drivers(trial: Trial) -> None:
     for number in range(12):
         time.sleep(trial.random.uniform(0.2, 1.5))
         trial.write_image(f"{trial.random.choice(['0', '05', '9'])}-{number}.png")
+    trial.struck = all(map(is_running, jobs))
     for job in jobs:
         trial.end(job)
 
@@ -219,7 +224,7 @@ def _two_drivers(trial: Trial) -> None:
 def _zombie(trial: Trial) -> None:
     """A job with all its processes stands still; another does its work; then it goes on."""
     zombie = trial.start()
-    trial.wait_for_chunks(zombie)
+    trial.struck = trial.wait_for_chunks(zombie)
     asleep = session(zombie.pid)
     for process in asleep:
         process.suspend()

@@ -25,9 +25,10 @@ from fcn_ray.tables.audit import audit
 from tests.benchmarks.null_model import PAUSE, predict_mask
 
 ROOT = Path(__file__).parents[2]
-FINAL_ROWS = {"ok", "crash", "timeout", "too_big"}
-GOES_ON = {1, 4, 9, -9, -15, 143, 130, 15}
-"""Codes after which the same command is to be run again (3 and 0 are complete)."""
+FINAL_ROWS = {"ok", "crash", "timeout", "too_big", "unreadable", "changed"}
+GOES_ON = {1, 4, 9, -9, -15, 130, 143, 15}
+"""Codes of disturbed jobs; the same command is run again."""
+COMPLETE = {0, 3}
 MOST_RERUNS = 4
 CHUNK = 4
 Key = tuple[str, int]
@@ -45,6 +46,8 @@ class Trial:
         self.masks: dict[Key, list[np.ndarray | None]] = {}
         """What each image must give, one entry for a version; None where it may have no mask."""
         self.codes: list[int] = []
+        self.struck = False
+        """Whether what was to disturb a job did."""
         self.stack = ExitStack()
 
     def __enter__(self) -> Trial:
@@ -120,17 +123,23 @@ class Trial:
     def wait_for(self, done: Callable[[], bool], job: psutil.Popen, seconds: float = 120) -> bool:
         """Until `done`; False when the job ended before."""
         end = time.monotonic() + seconds
-        while job.is_running() and job.status() != psutil.STATUS_ZOMBIE and time.monotonic() < end:
+        while is_running(job) and time.monotonic() < end:
             if done():
                 return True
             time.sleep(0.02)
         return done()
 
-    def wait_for_chunks(self, job: psutil.Popen) -> None:
-        """A random number of chunks is committed, and a random moment later."""
+    def wait_for_chunks(self, job: psutil.Popen) -> bool:
+        """A random number of chunks is committed, and a random moment later; whether the job is still at it."""
         wanted = self.random.randint(1, 4)
         self.wait_for(lambda: self.count_chunks() >= wanted, job)
         time.sleep(self.random.uniform(0, 0.5))
+        return is_running(job)
+
+    def was_logged(self, text: str) -> bool:
+        """Whether a job of this trial wrote this, or a process of the last Ray."""
+        logs = [*self.root.glob("job-*.log"), *Path("/tmp/ray/session_latest/logs").glob("worker-*.err")]
+        return any(text.encode() in log.read_bytes() for log in logs)
 
     def count_chunks(self) -> int:
         """Mask files that there are."""
@@ -162,13 +171,15 @@ class Trial:
     def complete(self) -> dict[str, Any]:
         """Run the job again until it is complete; then count what is wrong."""
         for _ in range(MOST_RERUNS):
-            if self.end(self.start()) in (0, 3):
+            if self.end(self.start()) in COMPLETE:
                 break
         else:
             raise AssertionError(f"not complete after {MOST_RERUNS} runs: {self.codes}")
         before = self.count_chunks()
-        if self.end(self.start()) not in (0, 3) or self.count_chunks() != before:
+        if self.end(self.start()) not in COMPLETE or self.count_chunks() != before:
             raise AssertionError("a finished job did something")
+        if strange := set(self.codes) - COMPLETE - GOES_ON:
+            raise AssertionError(f"jobs ended with {strange}")
         report = audit(self.output)
         lost, doubled, torn = self._compare()
         findings = [f"{finding.kind} {finding.where}: {finding.message}" for finding in report.findings][:5]
@@ -185,6 +196,7 @@ class Trial:
         """Rows lost, doubled, torn. Every version that lived long enough has a row; the last one has its mask."""
         rows: dict[Key, list[dict[str, Any]]] = {}
         for row in self._rows():
+            self.struck |= row["status"] != "ok"
             rows.setdefault((row["path"], row["row"]), []).append(row)
         lost = doubled = torn = 0
         for key, versions in self.masks.items():
@@ -202,6 +214,11 @@ def _is_right(row: dict[str, Any], mask: np.ndarray | None) -> bool:
     if row["status"] != "ok":
         return False
     return np.array_equal(np.asarray(Image.open(io.BytesIO(row["mask"]["bytes"]))), mask)
+
+
+def is_running(job: psutil.Popen) -> bool:
+    """Not ended, whether somebody has waited for it or not."""
+    return bool(job.is_running() and job.status() != psutil.STATUS_ZOMBIE)
 
 
 def session(leader: int) -> list[psutil.Process]:

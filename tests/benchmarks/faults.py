@@ -3,9 +3,10 @@
 python -m tests.benchmarks.faults BUNDLE WORK [--seeds 20] [--kinds NAME ...]
 
 Every trial is a whole job, disturbed once at a random moment, and run again until it is complete; the network is the
-null model. Then every version of every input must have one row with the mask that its picture gives, and the audit must
-find nothing. Outcomes are kept in WORK/outcomes.jsonl: a run that is ended goes on. Some kinds need root (a file system
-in memory that fills up). BUNDLE is any bundle (small_bundle.py); the kinds are in fault_kinds.py.
+null model. A trial whose fault found nobody (the job was over, the step was not reached) is not "struck". Then every
+version of every input must have one row with the mask that its picture gives, and the audit must find nothing. Outcomes
+are kept in WORK/outcomes.jsonl: a run that is ended goes on. Some kinds need root (a file system in memory that fills
+up). BUNDLE is any bundle (small_bundle.py); the kinds are in fault_kinds.py.
 """
 
 from __future__ import annotations
@@ -38,7 +39,10 @@ def run_trial(kind: str, seed: int, bundle: str, work: Path) -> dict[str, Any]:
     if clean:
         shutil.rmtree(folder, ignore_errors=True)
     seconds = round(time.monotonic() - start, 1)
-    return {"kind": kind, "seed": seed, "clean": clean, "seconds": seconds, "codes": trial.codes, **found}
+    return {"kind": kind, "seed": seed, "struck": trial.struck, "clean": clean, "seconds": seconds} | {
+        "codes": trial.codes,
+        **found,
+    }
 
 
 def print_table(outcomes: list[dict[str, Any]]) -> None:
@@ -46,12 +50,13 @@ def print_table(outcomes: list[dict[str, Any]]) -> None:
     kinds = defaultdict(list)
     for outcome in outcomes:
         kinds[outcome["kind"]].append(outcome)
-    print("| fault | trials | clean | rows lost | doubled | torn | audit findings | codes of the jobs |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| fault | trials | struck | clean | rows lost | doubled | torn | audit findings | codes of the jobs |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     for kind, trials in kinds.items():
         sums = [sum(trial.get(name, 0) for trial in trials) for name in ("lost", "doubled", "torn", "findings")]
         codes = sorted({str(code) for trial in trials for code in trial["codes"]})
-        cells = [kind, len(trials), sum(trial["clean"] for trial in trials), *sums, ", ".join(codes)]
+        counts = [sum(trial[name] for trial in trials) for name in ("struck", "clean")]
+        cells = [kind, len(trials), *counts, *sums, ", ".join(codes)]
         print("| " + " | ".join(map(str, cells)) + " |")
 
 

@@ -70,8 +70,8 @@ def test_what_has_no_room_in_its_chunk_travels_encoded() -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are Linux's")
 def test_the_pixels_of_a_chunk_may_be_more_than_one_image_may_take() -> None:
-    """Arrow asks for 768 MB to put 480 MB of pixels together, where an image may take 500. In a process of its own, whose
-    memory is not there already."""
+    """Arrow asks for 768 MB to put 480 MB of pixels together, where an image may take 500. In a process of its own,
+    whose memory is not there already."""
     run = subprocess.run([sys.executable, "-c", _LIMITED], capture_output=True, text=True, check=False, cwd=ROOT)
     assert run.returncode == 0, run.stderr[-2000:]
 
