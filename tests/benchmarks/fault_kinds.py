@@ -152,10 +152,13 @@ def _in_store(trial: Trial) -> s3.Shim:
     trial.stack.callback(requests.forget)
     trial.stack.enter_context(patch.dict(os.environ, trial.environment))
     requests.forget()
-    client = boto3.client("s3")
-    client.create_bucket(Bucket=s3.BUCKET)
+    bucket = boto3.resource("s3").Bucket(s3.BUCKET)
+    bucket.create()
+    trial.stack.callback(bucket.delete)  # servers of one process share their buckets
+    trial.stack.callback(lambda: bucket.objects.all().delete())
+    trial.stack.callback(shim.fail, "none")
     for path in sorted((trial.root / "in").rglob("*")):
-        client.put_object(Bucket=s3.BUCKET, Key=f"in/{path.name}", Body=path.read_bytes())
+        bucket.put_object(Key=f"in/{path.name}", Body=path.read_bytes())
     trial.input, trial.output = f"s3://{s3.BUCKET}/in", f"s3://{s3.BUCKET}/out"
     return shim
 
