@@ -3,7 +3,7 @@
 python -m tests.benchmarks.null_model segment IN OUT --model BUNDLE ...
 
 is `fcn-ray segment` with it; the bundle gives the classes only, three at least. NULL_MODEL_SECONDS in the environment
-is a sleep for each chunk.
+is a sleep for each chunk, NULL_MODEL_LOG a file that gets a line with the id of each chunk that was predicted.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ import pyarrow as pa
 from fcn_ray.bundle import load_bundle
 from fcn_ray.inference.predictor import Prediction, decode_pixels, prediction_columns
 from fcn_ray.inference.stages import PIXELS, replace_columns
-from fcn_ray.tables.schema import ENCODED, OK, STATUS
+from fcn_ray.tables.schema import CHUNK_ID, ENCODED, OK, STATUS
 
-PAUSE = "NULL_MODEL_SECONDS"
+PAUSE, LOG = "NULL_MODEL_SECONDS", "NULL_MODEL_LOG"
 
 
 class NullPredictor:
@@ -36,6 +36,9 @@ class NullPredictor:
         found: list[Prediction | None] = [None] * len(table)
         for row, image in zip(good, decode_pixels(table, good), strict=True):
             found[row] = _predict(image, self._classes)
+        if log := os.environ.get(LOG):
+            with open(log, "a", encoding="ascii") as file:
+                file.write(f"{table[CHUNK_ID][0].as_py()}\n")
         return replace_columns(table, prediction_columns(found), drop=[PIXELS, ENCODED])
 
 

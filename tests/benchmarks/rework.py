@@ -1,0 +1,64 @@
+"""What is done twice when a labelling job is killed in the middle: chunks that were predicted and not yet stored.
+
+python -m tests.benchmarks.rework BUNDLE WORK [--seeds 10]
+
+Each trial: 32 chunks of one picture, the null model with a pause; all processes are killed when half of the chunks are
+stored (one more or less), and the job runs again; then once more, when there is nothing to do. BUNDLE is any bundle
+(small_bundle.py).
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from tests.benchmarks.fault_trial import Trial
+from tests.benchmarks.null_model import LOG
+
+
+def measure(trial: Trial) -> tuple[int, int, int]:
+    """Chunks stored when the job was killed, chunks predicted twice, and puts of a job that has nothing to do."""
+    trial.settings = ["chunk.rows=1"]
+    log = trial.root / "predicted.txt"
+    trial.environment[LOG] = str(log)
+    job = trial.start()
+    if not trial.wait_for(lambda: trial.count_chunks() >= 16, job):
+        raise SystemExit(f"the job ended before it was killed; see {trial.root}")
+    trial.kill_all(job)
+    stored = trial.count_chunks()
+    if trial.end(trial.start()) != 0 or trial.count_chunks() != 32:
+        raise SystemExit(f"the job is not complete; see {trial.root}")
+    predicted = log.read_text().split()
+    files = _files(trial)
+    if trial.end(trial.start()) != 0:
+        raise SystemExit(f"a finished job failed; see {trial.root}")
+    return stored, len(predicted) - len(set(predicted)), len(_files(trial) - files)
+
+
+def _files(trial: Trial) -> set[tuple[str, int]]:
+    """What the run holds but its status, which every job writes."""
+    files = [path for path in Path(trial.output).rglob("*") if path.is_file() and path.name != "status.json"]
+    return {(str(path), path.stat().st_mtime_ns) for path in files}
+
+
+def main() -> None:
+    """A line for each trial."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle")
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--seeds", type=int, default=10)
+    options = parser.parse_args()
+    for seed in range(options.seeds):
+        folder = options.work / str(seed)
+        shutil.rmtree(folder, ignore_errors=True)
+        with Trial(folder, seed, options.bundle) as trial:
+            stored, twice, puts = measure(trial)
+        print(
+            f"seed {seed}: killed at {stored} of 32 chunks, {twice} predicted twice; puts afterwards: {puts}",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
