@@ -39,19 +39,39 @@ def _kill_process(*names: str) -> Callable[[Trial], None]:
     return _disturbed(lambda trial, job: trial.kill_one(job, *names))
 
 
+def _kill_task(name: str) -> Callable[[Trial], None]:
+    """A process at its task, which bears the name only as long as the task takes: so there are large images too."""
+
+    def kind(trial: Trial) -> None:
+        _write_large(trial, 16)
+        job = trial.start()
+        time.sleep(trial.random.uniform(0, 2))
+        trial.struck = trial.kill_one(job, name)
+        trial.end(job)
+
+    return kind
+
+
+def _write_large(trial: Trial, count: int) -> None:
+    """As many pictures of 9 MB."""
+    trial.draw = lambda: trial.noise.integers(0, 255, (1500, 2000, 3), dtype="uint8")  # type: ignore[method-assign]
+    for number in range(count):
+        trial.write_image(f"large-{number:02}.png")
+
+
 def _killed_whole(trial: Trial) -> None:
     job = trial.start()
     trial.struck = trial.wait_for_chunks(job)
     trial.kill_all(job)
 
 
-def _failpoint(action: str, *prefixes: str) -> Callable[[Trial], None]:
-    """A random step of the protocol, for the first to third time in each process."""
+def _failpoint(action: str, *prefixes: str, most: int = 3) -> Callable[[Trial], None]:
+    """A random step of the protocol, when a process comes there for the first to `most`-th time."""
 
     def kind(trial: Trial) -> None:
         source = "".join(path.read_text() for path in sorted((ROOT / "fcn_ray").rglob("*.py")))
         names = [name for name in re.findall(r'fail_at\("([a-z.]+)"\)', source) if name.startswith(prefixes)]
-        where = f"{trial.random.choice(names)}:{trial.random.randint(1, 3)}:{action}"
+        where = f"{trial.random.choice(names)}:{trial.random.randint(1, most)}:{action}"
         trial.end(trial.start(FCN_RAY_FAILPOINT=where))
         trial.struck = trial.was_logged(f"failpoint {where}")
 
@@ -96,9 +116,7 @@ def _lost_node(trial: Trial) -> None:
 def _full_object_store(trial: Trial) -> None:
     """79 MB for Ray's objects, and twelve chunks of 36 MB."""
     cluster = _cluster(trial, object_store_memory=79 << 20)
-    trial.draw = lambda: trial.noise.integers(0, 255, (1500, 2000, 3), dtype="uint8")  # type: ignore[method-assign]
-    for number in range(60, 72):
-        trial.write_image(f"{number}.png")
+    _write_large(trial, 12)
     trial.end(trial.start(RAY_ADDRESS=cluster.address))  # type: ignore[attr-defined]
     trial.struck = True
 
@@ -127,8 +145,9 @@ def _read_only(trial: Trial) -> None:
     _mount(trial, "100m")
     job = trial.start()
     running = trial.wait_for_chunks(job)
-    remounted = subprocess.run(["mount", "-o", "remount,ro,force", trial.output], check=False)
-    trial.struck = running and not remounted.returncode
+    command = ["mount", "-o", "remount,ro", trial.output]  # refused while a file is open to be written
+    refused = (subprocess.run(command, capture_output=True, check=False).returncode for _ in range(1000))
+    trial.struck = running and not all(refused) and is_running(job)
     trial.end(job)
     _remount(trial, "rw")
 
@@ -252,12 +271,12 @@ def _signal(number: signal.Signals) -> Callable[[Trial], None]:
 
 
 KINDS: dict[str, Callable[[Trial], None]] = {
-    "decoding process killed": _kill_process(DECODER),
+    "decoding process killed": _kill_task(DECODER),
     "predicting actor killed": _kill_process(PREDICTOR),
-    "committing process killed": _kill_process(COMMITTER),
+    "committing process killed": _kill_task(COMMITTER),
     "killed in a put": _failpoint("kill", "put.", "write.", "chunk."),
-    "killed in plan or manifest": _failpoint("kill", "plan.", "manifest.", "success.", "run.", "status.", "replace."),
-    "error in any step": _failpoint("raise", ""),
+    "killed in plan or manifest": _failpoint("kill", "plan.", "manifest.", "success.", "run.", "status.", most=1),
+    "error in any step": _failpoint("raise", "", most=1),
     "driver killed": _disturbed(lambda trial, job: job.kill()),
     "everything killed": _killed_whole,
     "SIGTERM": _signal(signal.SIGTERM),

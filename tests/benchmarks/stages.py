@@ -77,7 +77,9 @@ def _compile(bundle: Bundle, precision: Any) -> Any:
 
     model = bundle.build(precision)
     signature = [tf.TensorSpec((None, None, None, 3), tf.float32)]
-    return tf.function(lambda images: model(images, training=False), input_signature=signature)
+    network = tf.function(lambda images: model(images, training=False), input_signature=signature)
+    network(np.zeros((1, 32, 32, 3), np.float32))
+    return network
 
 
 def _apply(network: Any, bundle: Bundle, images: list[np.ndarray]) -> None:
