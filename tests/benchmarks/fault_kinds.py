@@ -20,6 +20,9 @@ from tests import s3
 from tests.benchmarks.fault_trial import ROOT, Trial, is_running, session
 from tests.inference import poisoning
 
+OF_PUTS = ("put.", "write.", "chunk.")
+OF_RUNS = ("plan.", "manifest.", "success.", "run.", "status.", "replace.")
+"""How the names of failpoints begin."""
 DECODER, PREDICTOR, COMMITTER = "ray::MapBatches(PrepareChunks", "ray::MapWorker", "ray::MapBatches(CommitChunks"
 
 
@@ -274,9 +277,9 @@ KINDS: dict[str, Callable[[Trial], None]] = {
     "decoding process killed": _kill_task(DECODER),
     "predicting actor killed": _kill_process(PREDICTOR),
     "committing process killed": _kill_task(COMMITTER),
-    "killed in a put": _failpoint("kill", "put.", "write.", "chunk."),
-    "killed in plan or manifest": _failpoint("kill", "plan.", "manifest.", "success.", "run.", "status.", most=1),
-    "error in any step": _failpoint("raise", "", most=1),
+    "killed in a put": _failpoint("kill", *OF_PUTS),
+    "killed in plan or manifest": _failpoint("kill", *OF_RUNS, most=1),
+    "error in any step": _failpoint("raise", *OF_PUTS, *OF_RUNS, most=1),
     "driver killed": _disturbed(lambda trial, job: job.kill()),
     "everything killed": _killed_whole,
     "SIGTERM": _signal(signal.SIGTERM),
