@@ -116,12 +116,10 @@ def check(config: CheckConfig, *, verbose: bool = False) -> CheckReport:
     Raises DataError or SchemaError when a file is no table with these columns, or names other classes than the others.
     """
     columns = ingest.Columns(config.image_column, config.mask_column)
-    collections = [ingest.open_collection(storage.absolute(uri), columns) for uri in (config.data, config.val) if uri]
-    labels = LabelSet.from_names(config.classes) if config.classes else None
-    for collection in collections:
-        labels = labels if config.classes else ingest.agree(labels, collection.labels, config.val or config.data)
+    sets = [(uri, ingest.open_collection(storage.absolute(uri), columns)) for uri in (config.data, config.val) if uri]
+    labels = ingest.find_labels(config.classes, sets)
     cluster.connect(config.address, verbose=verbose)
-    parts = [_check_all(collection.pieces, columns, labels, config.max_pixels) for collection in collections]
+    parts = [_check_all(collection.pieces, columns, labels, config.max_pixels) for _, collection in sets]
     seen: dict[bytes, str] = {}
     for part, kind in zip(parts, ("duplicate", "shared"), strict=False):
         _find_copies(part, kind, seen)

@@ -7,7 +7,7 @@ it would have seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,6 +97,25 @@ def agree(known: LabelSet | None, found: LabelSet | None, where: str) -> LabelSe
             "train on files that agree, or map the ids of one"
         )
     return known or found
+
+
+def find_labels(classes: Sequence[str] | None, sets: Sequence[tuple[str, Collection]]) -> LabelSet | None:
+    """What the ids in all `sets` (URI and files of each) mean: the given `classes`, or what files say; None without.
+
+    Raises DataError when two sets mean different classes, or one another number of them than `classes` are.
+    """
+    if classes is None:
+        labels = None
+        for uri, collection in sets:
+            labels = agree(labels, collection.labels, uri)
+        return labels
+    for uri, collection in sets:  # other names are what `classes` is for, but another number is another meaning
+        if (found := collection.labels) and len(found) != len(classes):
+            raise DataError(
+                f"{uri} has {len(found)} classes, {list(found.names)}, but `classes` are {len(classes)}, "
+                f"{list(classes)}: give one name for each id, in their order"
+            )
+    return LabelSet.from_names(classes)
 
 
 # ---------------------------------------------------------------------------------------------------------- stages

@@ -56,11 +56,9 @@ def prepare(config: TrainConfig) -> Job:
     columns = ingest.Columns(config.image_column, config.mask_column)
     train = ingest.open_collection(config.data, columns)
     val = ingest.open_collection(config.val, columns) if config.val else None
-    labels = _find_labels(config, train)
+    labels = _find_labels(config, train, val)
     if train.n_rows < config.batch_size:
         raise DataError(f"{config.data} has {train.n_rows} images, fewer than batch_size {config.batch_size}")
-    if val:
-        ingest.agree(labels, val.labels, str(config.val))
     data_digest, val_digest = (_digest_pieces(collection) for collection in (train, val))
     spec, preprocessing, origin = _choose_network(config, labels)
     settings = _digest(
@@ -148,15 +146,15 @@ def _grow_from(bundle: Bundle, config: TrainConfig, labels: LabelSet) -> tuple[M
     return spec, bundle.preprocessing, bundle.digest
 
 
-def _find_labels(config: TrainConfig, train: ingest.Collection) -> LabelSet:
-    if config.classes:
-        return LabelSet.from_names(config.classes)
-    if train.labels is None:
+def _find_labels(config: TrainConfig, train: ingest.Collection, val: ingest.Collection | None) -> LabelSet:
+    sets = [(config.data, train)] + ([(str(config.val), val)] if val else [])
+    labels = ingest.find_labels(config.classes, sets)
+    if labels is None:
         raise DataError(
             f"{config.data} does not name its classes in the Parquet metadata: "
             "give them in the order of their ids, as classes: [sky, road, ...]"
         )
-    return train.labels
+    return labels
 
 
 def _given_class_weights(config: TrainConfig, labels: LabelSet) -> tuple[float, ...] | None:

@@ -88,6 +88,23 @@ def test_files_with_other_classes_are_refused(tmp_path: Path) -> None:
         open_collection(str(tmp_path), COLUMNS)
 
 
+def test_given_names_are_for_all_sets_and_must_be_as_many_as_the_files_name() -> None:
+    def named(*names: str) -> Collection:
+        return Collection((), 1, pictures.LABELS.from_names(names) if names else None)
+
+    train, val, bare = ("train", named("sky", "road")), ("val", named("Sky", "Road")), ("bare", named())
+    for sets in ([train, val], [val, bare], [bare]):
+        labels = ingest.find_labels(("a", "b"), sets)
+        assert labels is not None
+        assert labels.names == ("a", "b")
+    with pytest.raises(DataError, match=r"val has 2 classes, \['Sky', 'Road'\], but `classes` are 3"):
+        ingest.find_labels(("a", "b", "c"), [bare, val])
+    with pytest.raises(DataError, match=r"val has the classes .'Sky', 'Road'., the files before"):
+        ingest.find_labels(None, [train, bare, val])
+    assert ingest.find_labels(None, [bare, val]) == val[1].labels
+    assert ingest.find_labels(None, [bare]) is None
+
+
 def test_collections_that_cannot_train_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no Parquet file"):
         open_collection(str(tmp_path), COLUMNS)

@@ -10,7 +10,7 @@ import pytest
 
 from fcn_ray.config import Preprocessing, TrainConfig
 from fcn_ray.config_text import dump_config, load_config
-from fcn_ray.errors import ConfigError
+from fcn_ray.errors import ConfigError, DataError
 from fcn_ray.models.weight_files import LAYERS
 from fcn_ray.training.preflight import prepare
 from tests import pictures
@@ -38,6 +38,13 @@ def weights(tmp_path: Path) -> Path:
 
 def _config(flags: dict[str, Any], **more: Any) -> TrainConfig:
     return load_config(TrainConfig, flags=flags | {f"model.{key}": value for key, value in more.items()})
+
+
+def test_given_classes_are_those_of_the_validation_set_too(flags: dict[str, Any]) -> None:
+    names = ("heaven", "street", "car")
+    assert prepare(_config(flags | {"val": flags["data"], "classes": names})).labels.names == names
+    with pytest.raises(DataError, match=r"has 3 classes, \['sky', 'road', 'car'\], but `classes` are 4"):
+        prepare(_config(flags | {"classes": (*names, "bus")}))
 
 
 def test_the_preprocessing_goes_with_the_weights(
