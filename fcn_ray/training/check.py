@@ -16,6 +16,7 @@ import numpy as np
 
 from fcn_ray import cluster, storage
 from fcn_ray.config import CheckConfig
+from fcn_ray.errors import DataError
 from fcn_ray.images.codec import ImageError, decode_image, decode_label
 from fcn_ray.labels import LabelSet
 from fcn_ray.training import ingest, order
@@ -24,6 +25,7 @@ EXAMPLES = 5
 """Rows of each kind that are named."""
 
 KINDS = {
+    "group": "row groups that cannot be read: their images are not counted",
     "image": "images that cannot be decoded",
     "mask": "masks that cannot be decoded",
     "size": "masks whose size is not their image's",
@@ -33,9 +35,9 @@ KINDS = {
     "duplicate": "images whose bytes are there already",
     "shared": "validation images whose bytes are in the training set too: they flatter the scores",
 }
-"""What may be found. Training refuses the first four."""
+"""What may be found. Training refuses the first five."""
 
-REFUSED = ("image", "mask", "size", "id")
+REFUSED = ("group", "image", "mask", "size", "id")
 
 DIGEST_BYTES = 16
 """Of an image; two different ones that share them are not to be expected."""
@@ -140,7 +142,12 @@ def check_piece(piece: order.Piece, columns: ingest.Columns, labels: LabelSet | 
     """What is in one row group."""
     found = Findings()
     rows = np.stack([np.zeros(piece.n_rows), np.arange(piece.n_rows)], 1).astype(np.int32)
-    for row in ingest.read_rows(order.Read((piece,), rows), columns).to_pylist():
+    try:
+        table = ingest.read_rows(order.Read((piece,), rows), columns)
+    except DataError as error:
+        found.add("group", str(error))
+        return found
+    for row in table.to_pylist():
         found.n_images += 1
         if row[ingest.IMAGE] is not None:
             digest = hashlib.blake2b(row[ingest.IMAGE], digest_size=DIGEST_BYTES).digest()

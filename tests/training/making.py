@@ -41,3 +41,13 @@ def write_without_names(data: Path, path: Path) -> Path:
     """The table `data` again, as one that does not say which classes its ids are."""
     pq.write_table(pq.read_table(data).replace_schema_metadata(None), path)
     return path
+
+
+def damage(path: Path, group: int, column: str = "mask") -> None:
+    """Overwrite the beginning of one column of a row group with zeros."""
+    footer = pq.read_metadata(path)
+    parts = [footer.row_group(group).column(i) for i in range(footer.num_columns)]
+    (part,) = (part for part in parts if part.path_in_schema.split(".")[0] == column)
+    with path.open("r+b") as file:
+        file.seek(part.dictionary_page_offset or part.data_page_offset)
+        file.write(bytes(16))

@@ -15,6 +15,7 @@ from fcn_ray.labels import METADATA_KEY
 from fcn_ray.training.check import CheckReport, Findings, check, check_piece
 from fcn_ray.training.ingest import Columns, open_collection
 from tests import pictures
+from tests.training.making import damage
 
 COLUMNS = Columns("image", "mask")
 
@@ -97,6 +98,18 @@ def test_without_class_names_ids_are_counted_and_none_is_wrong(tmp_path: Path) -
     lines = list(CheckReport(found, None, None).lines())
     assert "class 7   50.00 %         1" in lines
     assert lines[-1] == "training can start"
+
+
+def test_a_row_group_that_cannot_be_read_is_found_and_refused(tmp_path: Path) -> None:
+    path = pictures.write_parquet(tmp_path / "a.parquet", 6, group=3)
+    damage(path, 0)
+    pieces = open_collection(str(path), COLUMNS).pieces
+    found, whole = (check_piece(piece, COLUMNS, pictures.LABELS, 10**6) for piece in pieces)
+    assert (found.n_images, dict(found.counts)) == (0, {"group": 1})
+    assert f"{path}: row group 0 cannot be read" in found.examples["group"][0]
+    assert whole.counts.total() == 0
+    found.merge(whole)
+    assert not CheckReport(found, None, pictures.LABELS).trainable
 
 
 def test_images_above_the_limit_are_found_from_their_header(tmp_path: Path) -> None:
