@@ -12,7 +12,7 @@ import numpy as np
 
 from fcn_ray import storage
 from fcn_ray.bundle import Bundle, load_bundle
-from fcn_ray.config import VARIANTS, ModelConfig, ModelSpec, Preprocessing, TrainConfig
+from fcn_ray.config import VARIANTS, AugmentConfig, ModelConfig, ModelSpec, Preprocessing, TrainConfig
 from fcn_ray.errors import ConfigError, DataError, ForeignOutputError
 from fcn_ray.labels import LabelSet
 from fcn_ray.models.weight_files import IMAGENET, check_weights
@@ -22,6 +22,10 @@ from fcn_ray.training.checkpoints import list_checkpoints
 CHECKED_PIECES, CHECKED_SAMPLES = 16, 16
 """Row groups, spread evenly over each set, and images of each that are decoded before the start; all others are checked
 as they are read."""
+
+
+BLACK = (0, 0, 0)
+"""What crops were padded with, before there was a setting for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +65,12 @@ def prepare(config: TrainConfig) -> Job:
         raise DataError(f"{config.data} has {train.n_rows} images, fewer than batch_size {config.batch_size}")
     data_digest, val_digest = (_digest_pieces(collection) for collection in (train, val))
     spec, preprocessing, origin = _choose_network(config, labels)
-    settings = _digest(
-        # Not what may change on the way: the rate after a divergence, the precision, the workers, where things are.
-        config.model_dump(mode="json", include={"augment", "loss", "batch_size", "seed", "max_pixels"})
-        | {"spec": spec.model_dump(mode="json"), "preprocessing": preprocessing.model_dump(mode="json")}
-        | {"origin": origin, "scales": config.model.scales, "labels": labels.to_json(), "data": data_digest}
+    config = config.model_copy(update={"augment": _with_colour(config.augment, preprocessing)})
+    settings, before = (
+        _digest_settings(changed, labels, spec, preprocessing, origin, data_digest)
+        for changed in (config, _as_before(config))
     )
-    _check_output(config, settings, val_digest)
+    _check_output(config, settings, before, val_digest)
     for collection in (train, val):
         if collection:
             _check_samples(collection.pieces, columns, labels, config.max_pixels)
@@ -157,6 +160,36 @@ def _find_labels(config: TrainConfig, train: ingest.Collection, val: ingest.Coll
     return labels
 
 
+def _with_colour(augment: AugmentConfig, preprocessing: Preprocessing) -> AugmentConfig:
+    """The settings with the colour that they come to, so that the saved ones name it."""
+    return augment.model_copy(update={"fill": preprocessing.mean_colour()}) if augment.fill == "mean" else augment
+
+
+def _as_before(config: TrainConfig) -> TrainConfig:
+    """What `config` meant before crops were padded with the mean."""
+    return config.model_copy(update={"augment": config.augment.model_copy(update={"fill": BLACK})})
+
+
+def _digest_settings(
+    config: TrainConfig,
+    labels: LabelSet,
+    spec: ModelSpec,
+    preprocessing: Preprocessing,
+    origin: str | None,
+    data_digest: str,
+) -> str:
+    """Of what the weights depend on, but not of what may change on the way: the rate after a divergence, the precision,
+    the workers, where things are."""
+    values = config.model_dump(mode="json", include={"augment", "loss", "batch_size", "seed", "max_pixels"})
+    if config.augment.fill == BLACK:
+        del values["augment"]["fill"]  # as it was when there was no other: such runs can be gone on with
+    return _digest(
+        values
+        | {"spec": spec.model_dump(mode="json"), "preprocessing": preprocessing.model_dump(mode="json")}
+        | {"origin": origin, "scales": config.model.scales, "labels": labels.to_json(), "data": data_digest}
+    )
+
+
 def _given_class_weights(config: TrainConfig, labels: LabelSet) -> tuple[float, ...] | None:
     weights = config.loss.class_weights
     if not isinstance(weights, tuple):
@@ -174,8 +207,11 @@ def _digest_pieces(collection: ingest.Collection | None) -> str:
     return _digest([(p.key, p.row_group, p.n_rows, p.n_bytes) for p in pieces]) if pieces else ""
 
 
-def _check_output(config: TrainConfig, settings: str, val_digest: str) -> None:
-    """An existing run is only gone on from when asked to, and with the same settings."""
+def _check_output(config: TrainConfig, settings: str, before: str, val_digest: str) -> None:
+    """An existing run is only gone on from when asked to, and with the same settings.
+
+    `before` is the digest of the same settings when crops were padded with black.
+    """
     if storage.is_file(config.out):
         raise ForeignOutputError(f"out = {config.out} is a file: choose a folder")
     found = list_checkpoints(config.out)
@@ -189,6 +225,11 @@ def _check_output(config: TrainConfig, settings: str, val_digest: str) -> None:
         raise ForeignOutputError(
             f"{config.out} holds a training run of {found[-1].epoch} epochs: add --resume to go on, "
             "or choose another --out"
+        )
+    if found[-1].settings == before != settings:
+        raise ForeignOutputError(
+            f"{config.out} was begun when training padded small images with black, not with {list(config.augment.fill)}"
+            ": go on with --set augment.fill=[0,0,0], or choose another --out"
         )
     if found[-1].settings != settings:
         raise ForeignOutputError(

@@ -88,7 +88,7 @@ def test_augmentation_depends_on_seed_epoch_and_image_only(tmp_path: Path) -> No
     path = pictures.write_parquet(tmp_path / "train.parquet", 6)
     (read,) = order.plan_epoch(open_collection(str(path), COLUMNS).pieces, 0, 0)
     table = ingest.read_rows(read, COLUMNS)
-    config = AugmentConfig(crop=(32, 40))
+    config = AugmentConfig(crop=(32, 40), fill=(0, 0, 0))
 
     def images(rows: list[int], epoch: int) -> np.ndarray:
         part = table.take(rows)
@@ -173,7 +173,7 @@ def test_a_stream_goes_on_in_its_order_though_no_cpu_is_free(tmp_path: Path, tas
 
     path = pictures.write_parquet(tmp_path / "train.parquet", 10, group=4)
     reads = order.plan_epoch(open_collection(str(path), COLUMNS).pieces, 3, 0, window_rows=4)
-    stage = ingest.Augmented(pictures.LABELS, AugmentConfig(crop=(32, 40)), 10**6, 3, 0)
+    stage = ingest.Augmented(pictures.LABELS, AugmentConfig(crop=(32, 40), fill=(0, 0, 0)), 10**6, 3, 0)
     feeder = Feeder(ray.get_runtime_context().get_node_id(), tasks)
     tables = pa.concat_tables([ingest.read_rows(read, COLUMNS) for read in reads])
     expected = stage({name: np.array(tables[name].to_pylist(), object) for name in tables.column_names})["image"]

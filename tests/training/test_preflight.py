@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from fcn_ray.config import Preprocessing, TrainConfig
+from fcn_ray.config import ModelSpec, Preprocessing, TrainConfig
 from fcn_ray.config_text import dump_config, load_config
-from fcn_ray.errors import ConfigError, DataError
+from fcn_ray.errors import ConfigError, DataError, ForeignOutputError
 from fcn_ray.models.weight_files import LAYERS
+from fcn_ray.training.checkpoints import Checkpoint, save_checkpoint
 from fcn_ray.training.preflight import prepare
 from tests import pictures
 
@@ -148,3 +152,44 @@ def test_only_the_variant_may_change_and_only_to_a_finer_one(flags: dict[str, An
         prepare(_config(flags, start=str(fine), variant="16s"))
     with pytest.raises(ConfigError, match=r"knows the classes .*, .* has \['a', 'b', 'c'\]"):
         prepare(_config(flags, start=str(fine)).model_copy(update={"classes": ("a", "b", "c")}))
+
+
+# ----------------------------------------------------------------------------------- going on with a run from before
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _settings_before(config: TrainConfig) -> str:
+    """Digest of the settings as version 1 made it: data by the sizes of its row groups, crops padded with black."""
+    footer = pq.read_metadata(config.data)
+    groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
+    pieces = [(Path(config.data).name, i, group.num_rows, group.total_byte_size) for i, group in enumerate(groups)]
+    values = config.model_dump(mode="json", include={"loss", "batch_size", "seed", "max_pixels"})
+    values["augment"] = {"crop": [256, 320], "scale": [0.75, 1.5], "flip": True, "colour": 0.2}
+    spec = ModelSpec.from_config(config.model, len(pictures.LABELS)).model_dump(mode="json")
+    about = {"spec": spec, "preprocessing": Preprocessing().model_dump(mode="json"), "origin": None}
+    about |= {"scales": config.model.scales, "labels": pictures.LABELS.to_json(), "data": _digest(pieces)}
+    return _digest(values | about)
+
+
+def test_a_run_that_was_padded_with_black_goes_on_with_black(flags: dict[str, Any]) -> None:
+    flags["resume"] = True
+    save_checkpoint(flags["out"], Checkpoint("", 1, 3, None, _settings_before(_config(flags)), {}), {})
+    with pytest.raises(ForeignOutputError, match=r"with black, not with \[128, 128, 128\]: go on with --set augment"):
+        prepare(_config(flags))
+    assert prepare(_config(flags | {"augment.fill": [0, 0, 0]})).config.augment.fill == (0, 0, 0)
+    with pytest.raises(ForeignOutputError, match="other settings or data"):
+        prepare(_config(flags | {"augment.fill": [1, 2, 3]} | {"seed": 1}))
+
+
+def test_crops_are_padded_with_the_mean_of_the_preprocessing_and_the_saved_settings_say_so(
+    flags: dict[str, Any], tmp_path: Path
+) -> None:
+    job = prepare(_config(flags))
+    assert job.config.augment.fill == (128, 128, 128)
+    assert prepare(_config(flags, backbone="vgg16", weights="imagenet")).config.augment.fill == (124, 117, 104)
+    (tmp_path / "config.yaml").write_text(dump_config(job.config))
+    assert prepare(load_config(TrainConfig, str(tmp_path / "config.yaml"))).settings == job.settings
+    assert prepare(_config(flags | {"augment.fill": [9, 9, 9]})).settings != job.settings
