@@ -66,11 +66,12 @@ def prepare(config: TrainConfig) -> Job:
     data_digest, val_digest = (_digest_pieces(collection) for collection in (train, val))
     spec, preprocessing, origin = _choose_network(config, labels)
     config = config.model_copy(update={"augment": _with_colour(config.augment, preprocessing)})
+    windows = order.WINDOW_BYTES if order.has_heavy_windows(train.pieces) else None
     settings, before = (
-        _digest_settings(changed, labels, spec, preprocessing, origin, data_digest)
-        for changed in (config, _as_before(config))
+        _digest_settings(changed, labels, spec, preprocessing, origin, data_digest, limit)
+        for changed, limit in ((config, windows), (_as_before(config), None))
     )
-    _check_output(config, settings, before, val_digest)
+    _check_output(config, settings, before, val_digest, windows)
     for collection in (train, val):
         if collection:
             _check_samples(collection.pieces, columns, labels, config.max_pixels)
@@ -177,12 +178,15 @@ def _digest_settings(
     preprocessing: Preprocessing,
     origin: str | None,
     data_digest: str,
+    window_bytes: int | None,
 ) -> str:
     """Of what the weights depend on, but not of what may change on the way: the rate after a divergence, the precision,
-    the workers, where things are."""
+    the workers, where things are. `window_bytes` are in it where the order of the images depends on them."""
     values = config.model_dump(mode="json", include={"augment", "loss", "batch_size", "seed", "max_pixels"})
     if config.augment.fill == BLACK:
         del values["augment"]["fill"]  # as it was when there was no other: such runs can be gone on with
+    if window_bytes is not None:
+        values["window_bytes"] = window_bytes
     return _digest(
         values
         | {"spec": spec.model_dump(mode="json"), "preprocessing": preprocessing.model_dump(mode="json")}
@@ -207,10 +211,10 @@ def _digest_pieces(collection: ingest.Collection | None) -> str:
     return _digest([(p.key, p.row_group, p.n_rows, p.n_bytes) for p in pieces]) if pieces else ""
 
 
-def _check_output(config: TrainConfig, settings: str, before: str, val_digest: str) -> None:
+def _check_output(config: TrainConfig, settings: str, before: str, val_digest: str, window_bytes: int | None) -> None:
     """An existing run is only gone on from when asked to, and with the same settings.
 
-    `before` is the digest of the same settings when crops were padded with black.
+    `before` is the digest of the same settings when crops were padded with black and windows had any size in bytes.
     """
     if storage.is_file(config.out):
         raise ForeignOutputError(f"out = {config.out} is a file: choose a folder")
@@ -227,9 +231,14 @@ def _check_output(config: TrainConfig, settings: str, before: str, val_digest: s
             "or choose another --out"
         )
     if found[-1].settings == before != settings:
+        padding = f"padded small images with black, not with {list(config.augment.fill)}"
         raise ForeignOutputError(
-            f"{config.out} was begun when training padded small images with black, not with {list(config.augment.fill)}"
-            ": go on with --set augment.fill=[0,0,0], or choose another --out"
+            f"{config.out} was begun by a version of fcn_ray that read this data in another order, since a window of "
+            f"it could be larger than {window_bytes / 10**6:.0f} MB: finish it with that version, or choose another "
+            "--out"
+            if window_bytes
+            else f"{config.out} was begun by a version of fcn_ray that {padding}: "
+            "go on with --set augment.fill=[0,0,0], or choose another --out"
         )
     if found[-1].settings != settings:
         raise ForeignOutputError(

@@ -184,6 +184,20 @@ def test_a_run_that_was_padded_with_black_goes_on_with_black(flags: dict[str, An
         prepare(_config(flags | {"augment.fill": [1, 2, 3]} | {"seed": 1}))
 
 
+def test_a_run_whose_order_is_another_now_is_refused_and_told_why(
+    flags: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags |= {"resume": True, "augment.fill": [0, 0, 0]}
+    light = prepare(_config(flags)).settings
+    assert light == _settings_before(_config(flags))
+    save_checkpoint(flags["out"], Checkpoint("", 1, 3, None, light, {}), {})
+    monkeypatch.setattr("fcn_ray.training.order.has_heavy_windows", lambda _: True)
+    with pytest.raises(ForeignOutputError, match=r"read this data in another order, .* larger than 256 MB"):
+        prepare(_config(flags))
+    heavy = prepare(_config(flags | {"out": flags["out"] + "-new"})).settings
+    assert heavy != light
+
+
 def test_crops_are_padded_with_the_mean_of_the_preprocessing_and_the_saved_settings_say_so(
     flags: dict[str, Any], tmp_path: Path
 ) -> None:
