@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -21,7 +22,10 @@ from fcn_ray.training.checkpoints import list_checkpoints
 
 CHECKED_PIECES, CHECKED_SAMPLES = 16, 16
 """Row groups, spread evenly over each set, and images of each that are decoded before the start; all others are checked
-as they are read."""
+as they are read. Their bytes stand for the content of the set: with other numbers no run could be gone on with."""
+
+CONTENT_DIGITS = 16
+"""Of the digest of that content."""
 
 
 BLACK = (0, 0, 0)
@@ -43,8 +47,9 @@ class Job:
     settings: str
     """Digest of what the weights depend on: a checkpoint with another one is not gone on from."""
     data_digest: str
+    """Of the sizes of all row groups, ".", and of the content of some rows."""
     val_digest: str
-    """Of the validation set; "" without one."""
+    """Of the validation set, likewise; "" without one."""
     class_weights: tuple[float, ...] | None
     """Of the loss, by class id. None: it has none, or those of the frequencies, which `train` counts once connected."""
 
@@ -63,18 +68,17 @@ def prepare(config: TrainConfig) -> Job:
     labels = _find_labels(config, train, val)
     if train.n_rows < config.batch_size:
         raise DataError(f"{config.data} has {train.n_rows} images, fewer than batch_size {config.batch_size}")
-    data_digest, val_digest = (_digest_pieces(collection) for collection in (train, val))
     spec, preprocessing, origin = _choose_network(config, labels)
     config = config.model_copy(update={"augment": _with_colour(config.augment, preprocessing)})
+    sizes = [_digest_sizes(collection) for collection in (train, val)]
+    contents = [_check_samples(collection, columns, labels, config.max_pixels) for collection in (train, val)]
+    data_digest, val_digest = map(_joined, sizes, contents)
     windows = order.WINDOW_BYTES if order.has_heavy_windows(train.pieces) else None
     settings, before = (
-        _digest_settings(changed, labels, spec, preprocessing, origin, data_digest, limit)
+        _joined(_digest_settings(changed, labels, spec, preprocessing, origin, sizes[0], limit), contents[0])
         for changed, limit in ((config, windows), (_as_before(config), None))
     )
     _check_output(config, settings, before, val_digest, windows)
-    for collection in (train, val):
-        if collection:
-            _check_samples(collection.pieces, columns, labels, config.max_pixels)
     return Job(
         config=config.model_copy(update={"model": _as_config(spec, config.model)}),
         spec=spec,
@@ -177,7 +181,7 @@ def _digest_settings(
     spec: ModelSpec,
     preprocessing: Preprocessing,
     origin: str | None,
-    data_digest: str,
+    data_sizes: str,
     window_bytes: int | None,
 ) -> str:
     """Of what the weights depend on, but not of what may change on the way: the rate after a divergence, the precision,
@@ -190,7 +194,7 @@ def _digest_settings(
     return _digest(
         values
         | {"spec": spec.model_dump(mode="json"), "preprocessing": preprocessing.model_dump(mode="json")}
-        | {"origin": origin, "scales": config.model.scales, "labels": labels.to_json(), "data": data_digest}
+        | {"origin": origin, "scales": config.model.scales, "labels": labels.to_json(), "data": data_sizes}
     )
 
 
@@ -206,9 +210,19 @@ def _given_class_weights(config: TrainConfig, labels: LabelSet) -> tuple[float, 
     return weights
 
 
-def _digest_pieces(collection: ingest.Collection | None) -> str:
+def _digest_sizes(collection: ingest.Collection | None) -> str:
     pieces = collection.pieces if collection else ()
     return _digest([(p.key, p.row_group, p.n_rows, p.n_bytes) for p in pieces]) if pieces else ""
+
+
+def _joined(digest: str, content: str) -> str:
+    """A digest of settings or sizes, and the one of content, which runs of before do not have."""
+    return f"{digest}.{content}" if content else digest
+
+
+def _is_same(stored: str, now: str) -> bool:
+    """Whether the stored one of two joined digests says the same, as far as it goes."""
+    return stored in (now, now.partition(".")[0])
 
 
 def _check_output(config: TrainConfig, settings: str, before: str, val_digest: str, window_bytes: int | None) -> None:
@@ -230,7 +244,8 @@ def _check_output(config: TrainConfig, settings: str, before: str, val_digest: s
             f"{config.out} holds a training run of {found[-1].epoch} epochs: add --resume to go on, "
             "or choose another --out"
         )
-    if found[-1].settings == before != settings:
+    stored = found[-1].settings
+    if not _is_same(stored, settings) and _is_same(stored, before):
         padding = f"padded small images with black, not with {list(config.augment.fill)}"
         raise ForeignOutputError(
             f"{config.out} was begun by a version of fcn_ray that read this data in another order, since a window of "
@@ -240,12 +255,13 @@ def _check_output(config: TrainConfig, settings: str, before: str, val_digest: s
             else f"{config.out} was begun by a version of fcn_ray that {padding}: "
             "go on with --set augment.fill=[0,0,0], or choose another --out"
         )
-    if found[-1].settings != settings:
+    if not _is_same(stored, settings):
         raise ForeignOutputError(
             f"{config.out} was trained with other settings or data: go on with those of {config.out}/config.yaml, "
             "or choose another --out"
         )
-    if {val_digest, ""} >= {checkpoint.metrics.get("val_data", "") for checkpoint in found}:
+    scored_on = {checkpoint.metrics.get("val_data", "") for checkpoint in found} - {""}
+    if all(_is_same(digest, val_digest) for digest in scored_on):
         return
     raise ForeignOutputError(
         f"{config.out} was validated on other images than val = {config.val} holds now, and the best checkpoint is "
@@ -253,12 +269,22 @@ def _check_output(config: TrainConfig, settings: str, before: str, val_digest: s
     )
 
 
-def _check_samples(pieces: tuple[order.Piece, ...], columns: ingest.Columns, labels: LabelSet, max_pixels: int) -> None:
-    for piece in _spread([piece for piece in pieces if piece.n_rows], CHECKED_PIECES):
+def _check_samples(
+    collection: ingest.Collection | None, columns: ingest.Columns, labels: LabelSet, max_pixels: int
+) -> str:
+    """Decode rows that are spread over a set; digest of their bytes, or "" without one. Raises DataError for a bad row.
+
+    Labels that were changed in place may leave all sizes as they were.
+    """
+    content = hashlib.sha256()
+    for piece in _spread([piece for piece in collection.pieces if piece.n_rows], CHECKED_PIECES) if collection else ():
         rows = _spread(range(piece.n_rows), CHECKED_SAMPLES)
         read = order.Read((piece,), np.array([[0, row] for row in rows], np.int32))
         for row in ingest.read_rows(read, columns).to_pylist():
             ingest.decode_sample(row, labels, max_pixels)
+            for name in (ingest.IMAGE, ingest.LABEL):
+                content.update(hashlib.sha256(row[name]).digest())
+    return content.hexdigest()[:CONTENT_DIGITS] if collection else ""
 
 
 def _spread(values: Sequence[Any], count: int) -> list[Any]:

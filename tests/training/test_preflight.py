@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from fcn_ray.config import ModelSpec, Preprocessing, TrainConfig
 from fcn_ray.config_text import dump_config, load_config
 from fcn_ray.errors import ConfigError, DataError, ForeignOutputError
+from fcn_ray.images.codec import encode_mask
 from fcn_ray.models.weight_files import LAYERS
 from fcn_ray.training.checkpoints import Checkpoint, save_checkpoint
 from fcn_ray.training.preflight import prepare
@@ -184,12 +186,39 @@ def test_a_run_that_was_padded_with_black_goes_on_with_black(flags: dict[str, An
         prepare(_config(flags | {"augment.fill": [1, 2, 3]} | {"seed": 1}))
 
 
+def test_labels_changed_in_place_are_other_data(flags: dict[str, Any], tmp_path: Path) -> None:
+    val, train = tmp_path / "val.parquet", Path(flags["data"])
+    flags |= {"resume": True, "augment.fill": [0, 0, 0], "val": str(val)}
+
+    def write(path: Path, label: int) -> int:
+        """Four pictures whose labels are one class; bytes of the row group."""
+        masks = [encode_mask(np.full((48, 64), label, np.uint8))] * 4
+        table = pq.read_table(pictures.write_parquet(path, 4))
+        table = table.set_column(table.schema.get_field_index("mask"), "mask", pa.array(masks))
+        pq.write_table(table, path, compression="none")
+        return int(pq.read_metadata(path).row_group(0).total_byte_size)
+
+    sizes = {write(path, 1) for path in (train, val)}
+    job = prepare(_config(flags))
+    before = _settings_before(_config(flags))
+    metrics = {"val_data": job.val_digest}
+    before_val = {"val_data": job.val_digest.partition(".")[0]}
+    for step, settings, found in ((3, before, before_val), (4, job.settings, metrics)):
+        save_checkpoint(flags["out"], Checkpoint("", 1, step, None, settings, found), {})
+        assert prepare(_config(flags)).settings == job.settings, "a run of before goes on, and knows its data from then"
+    for path, message in ((val, "validated on other images"), (train, "other settings or data")):
+        sizes.add(write(path, 0))
+        with pytest.raises(ForeignOutputError, match=message):
+            prepare(_config(flags))
+    assert len(sizes) == 1, "only the content tells them apart"
+
+
 def test_a_run_whose_order_is_another_now_is_refused_and_told_why(
     flags: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     flags |= {"resume": True, "augment.fill": [0, 0, 0]}
     light = prepare(_config(flags)).settings
-    assert light == _settings_before(_config(flags))
+    assert light.partition(".")[0] == _settings_before(_config(flags))
     save_checkpoint(flags["out"], Checkpoint("", 1, 3, None, light, {}), {})
     monkeypatch.setattr("fcn_ray.training.order.has_heavy_windows", lambda _: True)
     with pytest.raises(ForeignOutputError, match=r"read this data in another order, .* larger than 256 MB"):
