@@ -89,8 +89,11 @@ class CheckReport:
 
     @property
     def trainable(self) -> bool:
-        """Nothing was found that training would refuse."""
-        return not any(part.counts[kind] for part in (self.data, self.val) if part for kind in REFUSED)
+        """Nothing was found that training would refuse, and the classes have names."""
+        return self.labels is not None and not self._any_refused()
+
+    def _any_refused(self) -> bool:
+        return any(part.counts[kind] for part in (self.data, self.val) if part for kind in REFUSED)
 
     def lines(self) -> Iterator[str]:
         """The report as lines of text."""
@@ -99,7 +102,15 @@ class CheckReport:
             yield ""
             yield from self._part("validation set", self.val)
         yield ""
-        yield "training can start" if self.trainable else "training would refuse this: mend or remove the rows above"
+        if self.trainable:
+            yield "training can start"
+        if self._any_refused():
+            yield "training would refuse this: mend or remove the rows above"
+        if self.labels is None:
+            yield (
+                "training would refuse this: the files do not name their classes. Give the names by id, here as "
+                "--classes sky,road,... and to train as --set classes=[sky,road,...]"
+            )
 
     def _part(self, name: str, part: Findings) -> Iterator[str]:
         yield f"{name}: {part.n_images} images, {_describe_sizes(part.sizes)}"

@@ -95,9 +95,12 @@ def test_without_class_names_ids_are_counted_and_none_is_wrong(tmp_path: Path) -
     (piece,) = open_collection(str(_write(tmp_path / "a.parquet", [(_image(1), _mask(0, 7))])), COLUMNS).pieces
     found = check_piece(piece, COLUMNS, None, 10**6)
     assert (found.pixels[0], found.pixels[7], found.images[7], found.counts.total()) == (40, 40, 1, 0)
-    lines = list(CheckReport(found, None, None).lines())
-    assert "class 7   50.00 %         1" in lines
-    assert lines[-1] == "training can start"
+    report = CheckReport(found, None, None)
+    assert "class 7   50.00 %         1" in report.lines()
+    assert not report.trainable
+    assert "the files do not name their classes" in list(report.lines())[-1]
+    named = CheckReport(found, None, pictures.LABELS)
+    assert (named.trainable, list(named.lines())[-1]) == (True, "training can start")
 
 
 def test_a_row_group_that_cannot_be_read_is_found_and_refused(tmp_path: Path) -> None:
