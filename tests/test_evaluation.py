@@ -184,6 +184,18 @@ def test_other_classes_are_refused(run, tmp_path):
         evaluate(run, write_labels(tmp_path / "street.parquet", [LABEL_A]), classes=["road", "car"])
 
 
+def test_label_files_that_mean_different_classes_are_refused(tmp_path):
+    run = write_run(tmp_path / "run", *([result(f"{name}.parquet", 0, MASK_A)] for name in "ab"))
+    first = write_labels(tmp_path / "labels" / "a.parquet", [LABEL_A], names=NAMES)
+    swapped = LabelSet.from_names(["car", "road", "tree"])
+    second = write_labels(tmp_path / "labels" / "b.parquet", [LABEL_A], names=swapped)
+    with pytest.raises(DataError) as caught:
+        evaluate(run, str(tmp_path / "labels"))
+    assert all(part in str(caught.value) for part in (first, second, "['road', 'car', 'tree']", "['car', 'road'"))
+    write_labels(tmp_path / "labels" / "b.parquet", [LABEL_A])  # without names: those of the other are meant
+    assert evaluate(run, str(tmp_path / "labels")).labels == NAMES
+
+
 def test_masks_of_a_tar_are_told_apart_and_named_for_labels_that_do_not_meet_them(tmp_path):
     run = write_run(tmp_path / "run", [result("a.tar", 0, MASK_A), result("a.tar", 1, MASK_B)])
     (tmp_path / "labels").mkdir()

@@ -114,6 +114,11 @@ class Preprocessing(Section):
     std: tuple[float, float, float] = (64.0, 64.0, 64.0)
     """In the order of `channels`, in units of 0..255."""
 
+    def mean_colour(self) -> tuple[int, int, int]:
+        """RGB of 0..255: the colour nearest to the network's 0, with which a prediction pads."""
+        first, second, third = (min(max(round(value), 0), 255) for value in self.mean)
+        return (third, second, first) if self.channels == "BGR" else (first, second, third)
+
 
 CAFFE_PREPROCESSING = Preprocessing(channels="BGR", mean=(103.939, 116.779, 123.68), std=(1.0, 1.0, 1.0))
 """What the ImageNet kernels of VGG16 and ResNet50 in keras-applications were trained with."""

@@ -9,18 +9,22 @@ from pydantic import Field, model_validator
 from fcn_ray.config.network import ModelConfig, Precision
 from fcn_ray.config.section import Positive, Section
 
+Channel = Annotated[int, Field(ge=0, le=255)]
+
 
 class AugmentConfig(Section):
     """Random changes to each training image, seeded by (seed, epoch, image)."""
 
     crop: tuple[Positive, Positive] = (256, 320)
-    """Height and width in pixels of every training crop; smaller images are padded with void."""
+    """Height and width in pixels of every training crop; smaller images are padded, see `fill`, with void labels."""
     scale: tuple[float, float] = (0.75, 1.5)
     """Smallest and largest factor on the image's size before the crop."""
     flip: bool = True
     """Mirror left and right for half of the images."""
     colour: float = Field(default=0.2, ge=0, le=1)
     """Largest relative change of brightness, contrast and saturation."""
+    fill: Literal["mean"] | tuple[Channel, Channel, Channel] = "mean"
+    """Colour (RGB) of the padding. The mean of the network's preprocessing is what a prediction pads with."""
 
     @model_validator(mode="after")
     def _check(self) -> AugmentConfig:

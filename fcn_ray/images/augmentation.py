@@ -32,17 +32,19 @@ def augment(
 ) -> tuple[Pixels, Pixels]:
     """Image (H, W, 3) and label (H, W), both uint8 -> crops (*config.crop, 3) and (*config.crop), changed alike.
 
-    Only the source box that the crop shows is resized. What lies outside the image is black, as the predictor pads,
-    and `ignore_id` in the label.
+    Only the source box that the crop shows is resized. What lies outside the image has the colour `config.fill`, which
+    must be one here, and is `ignore_id` in the label.
     """
     if image.shape[:2] != label.shape:
         raise ValueError(f"image {image.shape[:2]} and label {label.shape} must have the same size")
+    if config.fill == "mean":
+        raise ValueError("augment.fill must be a colour here: what the mean is, only the preprocessing says")
     factor = rng.uniform(*config.scale)
     top, bottom, from_y, to_y = _window(image.shape[0], factor, config.crop[0], rng)
     left, right, from_x, to_x = _window(image.shape[1], factor, config.crop[1], rng)
     box = (from_x, from_y, to_x, to_y)
 
-    crop = np.zeros((*config.crop, 3), np.uint8)
+    crop = np.full((*config.crop, 3), config.fill, np.uint8)
     ids = np.full(config.crop, ignore_id, np.uint8)
     seen = resize_image(image, bottom - top, right - left, box)
     crop[top:bottom, left:right] = change_colour(seen, *rng.uniform(1 - config.colour, 1 + config.colour, size=3))

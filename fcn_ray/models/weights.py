@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, Literal
 
 import keras
@@ -105,10 +110,30 @@ def _download(model: keras.Model, backbone: str) -> Weights:
     name, options = CLASSIFIERS[backbone]
     with_dense = backbone in FC6_SIZE and model.get_layer("fc6").filters == 4096
     try:
-        classifier = getattr(keras.applications, name)(include_top=with_dense, weights="imagenet", **options)
+        with _one_at_a_time():
+            classifier = getattr(keras.applications, name)(include_top=with_dense, weights="imagenet", **options)
     except Exception as error:  # Keras raises a bare Exception when the download fails
         raise ConfigError(
             f"model.weights imagenet: the download failed ({error}). Without a network, set model.weights to a local "
             ".npz, .h5, .keras or .safetensors file"
         ) from error
     return convert_weights({v.path: ops.convert_to_numpy(v) for v in classifier.weights}, backbone, IMAGENET)
+
+
+@contextmanager
+def _one_at_a_time() -> Iterator[None]:
+    """Let one process in of those that share Keras' folder of downloads; a dead one leaves nothing behind.
+
+    Keras writes a download into the very file in which the other workers look for the weights.
+    """
+    folder, file = Path(os.environ.get("KERAS_HOME") or "~/.keras"), None
+    with suppress(OSError, RuntimeError):  # no such folder can be had, or no lock in it: then as without the others
+        folder = folder.expanduser()
+        folder.mkdir(parents=True, exist_ok=True)
+        file = os.open(folder / "fcn_ray-download.lock", os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        fcntl.flock(file, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if file is not None:
+            os.close(file)

@@ -136,7 +136,8 @@ def scalars(record: Record, classes: Sequence[str]) -> dict[str, float]:
         found = {f"epoch/{name}": record.get(name) for name in _OF_AN_EPOCH}
         val = record.get("val") or {}
         found |= {f"val/{name}": val.get(name) for name in _OF_A_VALIDATION}
-        found |= dict(zip(_curve_names(classes, len(val.get("class_iou", ()))), val.get("class_iou", ()), strict=True))
+        if ious := val.get("class_iou"):
+            found |= dict(zip(_curve_names(classes, len(ious)), ious, strict=True))
     return {name: float(value) for name, value in found.items() if value is not None and math.isfinite(value)}
 
 

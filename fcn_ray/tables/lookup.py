@@ -51,13 +51,29 @@ def stream_labels(uri: str, column: str) -> Iterator[StoredLabel]:
 
 
 def stored_label_set(uri: str) -> LabelSet | None:
-    """The first label set in the metadata of the Parquet files at `uri`."""
+    """The label set in the metadata of the Parquet files at `uri`; None without.
+
+    Raises DataError when two files mean different classes by the same ids.
+    """
+    first, known = "", None
+    for file, labels in _label_sets(uri):
+        if known and (known.names, known.ignore_id) != (labels.names, labels.ignore_id):
+            raise DataError(
+                f"{file} has the classes {list(labels.names)} without {labels.ignore_id}, {first} has "
+                f"{list(known.names)} without {known.ignore_id}: evaluate them one by one, or map the ids of one"
+            )
+        if not known:
+            first, known = file, labels
+    return known
+
+
+def _label_sets(uri: str) -> Iterator[tuple[str, LabelSet]]:
+    """Each Parquet file that names its classes, and what it says."""
     for path, file in _files(uri):
         if path.lower().endswith(TABLE_SUFFIX):
             with _open_table(file) as table:
                 if labels := LabelSet.from_metadata(table.schema_arrow.metadata):
-                    return labels
-    return None
+                    yield file, labels
 
 
 def _table_labels(path: str, uri: str, column: str) -> Iterator[StoredLabel]:
@@ -106,7 +122,8 @@ class MaskIndex:
         Raises ConfigError when there are none, or several runs to choose from.
         """
         run = _find_run(uri)
-        index = cls(uri, stored_label_set(run) if run else None)
+        # All files of a run have its label set, and they may be a million: the first that there is says it.
+        index = cls(uri, next((labels for _, labels in _label_sets(run)), None) if run else None)
         for path, file in _files(run or uri):
             if run and path.lower().endswith(TABLE_SUFFIX):
                 index._add_table(file)

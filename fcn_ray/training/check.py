@@ -16,6 +16,7 @@ import numpy as np
 
 from fcn_ray import cluster, storage
 from fcn_ray.config import CheckConfig
+from fcn_ray.errors import DataError
 from fcn_ray.images.codec import ImageError, decode_image, decode_label
 from fcn_ray.labels import LabelSet
 from fcn_ray.training import ingest, order
@@ -24,6 +25,7 @@ EXAMPLES = 5
 """Rows of each kind that are named."""
 
 KINDS = {
+    "group": "row groups that cannot be read: their images are not counted",
     "image": "images that cannot be decoded",
     "mask": "masks that cannot be decoded",
     "size": "masks whose size is not their image's",
@@ -33,9 +35,9 @@ KINDS = {
     "duplicate": "images whose bytes are there already",
     "shared": "validation images whose bytes are in the training set too: they flatter the scores",
 }
-"""What may be found. Training refuses the first four."""
+"""What may be found. Training refuses the first five."""
 
-REFUSED = ("image", "mask", "size", "id")
+REFUSED = ("group", "image", "mask", "size", "id")
 
 DIGEST_BYTES = 16
 """Of an image; two different ones that share them are not to be expected."""
@@ -87,8 +89,11 @@ class CheckReport:
 
     @property
     def trainable(self) -> bool:
-        """Nothing was found that training would refuse."""
-        return not any(part.counts[kind] for part in (self.data, self.val) if part for kind in REFUSED)
+        """Nothing was found that training would refuse, and the classes have names."""
+        return self.labels is not None and not self._any_refused()
+
+    def _any_refused(self) -> bool:
+        return any(part.counts[kind] for part in (self.data, self.val) if part for kind in REFUSED)
 
     def lines(self) -> Iterator[str]:
         """The report as lines of text."""
@@ -97,7 +102,15 @@ class CheckReport:
             yield ""
             yield from self._part("validation set", self.val)
         yield ""
-        yield "training can start" if self.trainable else "training would refuse this: mend or remove the rows above"
+        if self.trainable:
+            yield "training can start"
+        if self._any_refused():
+            yield "training would refuse this: mend or remove the rows above"
+        if self.labels is None:
+            yield (
+                "training would refuse this: the files do not name their classes. Give the names by id, here as "
+                "--classes sky,road,... and to train as --set classes=[sky,road,...]"
+            )
 
     def _part(self, name: str, part: Findings) -> Iterator[str]:
         yield f"{name}: {part.n_images} images, {_describe_sizes(part.sizes)}"
@@ -116,12 +129,10 @@ def check(config: CheckConfig, *, verbose: bool = False) -> CheckReport:
     Raises DataError or SchemaError when a file is no table with these columns, or names other classes than the others.
     """
     columns = ingest.Columns(config.image_column, config.mask_column)
-    collections = [ingest.open_collection(storage.absolute(uri), columns) for uri in (config.data, config.val) if uri]
-    labels = LabelSet.from_names(config.classes) if config.classes else None
-    for collection in collections:
-        labels = labels if config.classes else ingest.agree(labels, collection.labels, config.val or config.data)
+    sets = [(uri, ingest.open_collection(storage.absolute(uri), columns)) for uri in (config.data, config.val) if uri]
+    labels = ingest.find_labels(config.classes, sets)
     cluster.connect(config.address, verbose=verbose)
-    parts = [_check_all(collection.pieces, columns, labels, config.max_pixels) for collection in collections]
+    parts = [_check_all(collection.pieces, columns, labels, config.max_pixels) for _, collection in sets]
     seen: dict[bytes, str] = {}
     for part, kind in zip(parts, ("duplicate", "shared"), strict=False):
         _find_copies(part, kind, seen)
@@ -142,7 +153,12 @@ def check_piece(piece: order.Piece, columns: ingest.Columns, labels: LabelSet | 
     """What is in one row group."""
     found = Findings()
     rows = np.stack([np.zeros(piece.n_rows), np.arange(piece.n_rows)], 1).astype(np.int32)
-    for row in ingest.read_rows(order.Read((piece,), rows), columns).to_pylist():
+    try:
+        table = ingest.read_rows(order.Read((piece,), rows), columns)
+    except DataError as error:
+        found.add("group", str(error))
+        return found
+    for row in table.to_pylist():
         found.n_images += 1
         if row[ingest.IMAGE] is not None:
             digest = hashlib.blake2b(row[ingest.IMAGE], digest_size=DIGEST_BYTES).digest()

@@ -13,11 +13,10 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from fcn_ray import cluster, storage
+from fcn_ray import cluster
 from fcn_ray.errors import DataError
 from fcn_ray.images.codec import decode_label
 from fcn_ray.labels import LabelSet
-from fcn_ray.tables.pickles import open_parquet
 from fcn_ray.training import ingest, order
 
 logger = logging.getLogger(__name__)
@@ -81,9 +80,8 @@ def count_labels(pieces: tuple[order.Piece, ...], columns: ingest.Columns, label
 
 
 def count_piece(piece: order.Piece, columns: ingest.Columns, labels: LabelSet) -> Counts:
-    """Both counts (2, K) of one row group. Raises DataError or SchemaError that names the row or the column."""
-    with storage.open_file(piece.path) as file:
-        table = open_parquet(file).read_row_group(piece.row_group, columns=[columns.mask])
+    """Both counts (2, K) of one row group. Raises DataError or SchemaError that names the row group, row or column."""
+    table = ingest.read_group(piece, [columns.mask])
     total = np.zeros((2, len(labels)), np.int64)
     for row, data in enumerate(ingest.encoded(table[columns.mask], piece, columns.mask)):
         key = f"{piece.key}#{piece.first_row + row}"

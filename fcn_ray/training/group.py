@@ -10,7 +10,8 @@ import asyncio
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -98,28 +99,32 @@ def fit(job: Job, count: int, orders: dict[str, Any]) -> None:
 
     workers = job.config.workers
     resources = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
-    TensorflowTrainer(
-        work,
-        train_loop_config=orders,
-        scaling_config=ScalingConfig(num_workers=count, use_gpu=workers.gpus > 0, resources_per_worker=resources),
-        run_config=RunConfig(
-            name=f"run-{time.time_ns()}",
-            storage_path=_own_folder(job.config.out),
-            # Whether to start again, from where and with how many, is decided by the driver (job.py).
-            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
-        ),
-    ).fit()
+    with _own_folder(job.config.out) as folder:
+        TensorflowTrainer(
+            work,
+            train_loop_config=orders,
+            scaling_config=ScalingConfig(num_workers=count, use_gpu=workers.gpus > 0, resources_per_worker=resources),
+            run_config=RunConfig(
+                name=f"run-{time.time_ns()}",
+                storage_path=folder,
+                # Whether to start again, from where and with how many, is decided by the driver (job.py).
+                failure_config=FailureConfig(max_failures=0, max_preemption_failures=0, controller_failure_limit=0),
+            ),
+        ).fit()
 
 
-def _own_folder(out: str) -> str:
+@contextmanager
+def _own_folder(out: str) -> Iterator[str]:
     """Where Ray keeps what it notes of a training; nothing of ours rests on it.
 
     Ray does not read the address of an S3 server from the environment as we do, so beside an `out` in an object store
-    it is a folder of the machine.
+    it is a folder of the machine, which goes with the group.
     """
     if storage.is_local(out):
-        return storage.join(out, "ray")
-    return tempfile.mkdtemp(prefix="fcn_ray-")  # no other user of the machine can have made it before
+        yield storage.join(out, "ray")
+        return
+    with tempfile.TemporaryDirectory(prefix="fcn_ray-", ignore_cleanup_errors=True) as folder:
+        yield folder  # no other user of the machine can have made it before
 
 
 def work(orders: dict[str, Any]) -> None:

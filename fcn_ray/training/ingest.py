@@ -7,7 +7,7 @@ it would have seen.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fcn_ray import storage
 from fcn_ray.config import AugmentConfig
-from fcn_ray.errors import DataError, SchemaError
+from fcn_ray.errors import DataError, SchemaError, StorageError
 from fcn_ray.images.augmentation import augment, sample_rng
 from fcn_ray.images.codec import ImageError, decode_image, decode_label
 from fcn_ray.labels import LabelSet
@@ -99,6 +99,25 @@ def agree(known: LabelSet | None, found: LabelSet | None, where: str) -> LabelSe
     return known or found
 
 
+def find_labels(classes: Sequence[str] | None, sets: Sequence[tuple[str, Collection]]) -> LabelSet | None:
+    """What the ids in all `sets` (URI and files of each) mean: the given `classes`, or what files say; None without.
+
+    Raises DataError when two sets mean different classes, or one another number of them than `classes` are.
+    """
+    if classes is None:
+        labels = None
+        for uri, collection in sets:
+            labels = agree(labels, collection.labels, uri)
+        return labels
+    for uri, collection in sets:  # other names are what `classes` is for, but another number is another meaning
+        if (found := collection.labels) and len(found) != len(classes):
+            raise DataError(
+                f"{uri} has {len(found)} classes, {list(found.names)}, but `classes` are {len(classes)}, "
+                f"{list(classes)}: give one name for each id, in their order"
+            )
+    return LabelSet.from_names(classes)
+
+
 # ---------------------------------------------------------------------------------------------------------- stages
 
 
@@ -106,13 +125,29 @@ def read_rows(read: Read, columns: Columns) -> pa.Table:
     """Encoded rows of one reading task: columns image, label (bytes) and key ("<path>#<row>")."""
     tables = []
     for piece in read.pieces:
-        with storage.open_file(piece.path) as file:
-            table = open_parquet(file).read_row_group(piece.row_group, columns=[columns.image, columns.mask])
+        table = read_group(piece, [columns.image, columns.mask])
         keys = [f"{piece.key}#{piece.first_row + row}" for row in range(piece.n_rows)]
         image, label = (encoded(table[name], piece, name) for name in (columns.image, columns.mask))
         tables.append(pa.table({IMAGE: image, LABEL: label, KEY: keys}))
     offsets = np.cumsum([0] + [piece.n_rows for piece in read.pieces])
     return pa.concat_tables(tables).take(offsets[read.rows[:, 0]] + read.rows[:, 1])
+
+
+def read_group(piece: Piece, columns: list[str]) -> pa.Table:
+    """These columns of a row group as they are stored; pages that have a checksum are held against it.
+
+    Raises DataError that names the file and the row group when its bytes are damaged, StorageError when they cannot be
+    had.
+    """
+    where = f"{piece.path}: row group {piece.row_group} cannot be read"
+    with storage.open_file(piece.path) as file:
+        try:
+            return open_parquet(file, page_checksum_verification=True).read_row_group(piece.row_group, columns=columns)
+        except (OSError, pa.ArrowException) as error:
+            if isinstance(error, OSError) and error.errno:  # the disk's or the network's, not the decoder's
+                raise StorageError(f"{where}: {error.strerror or error}") from error
+            found = " ".join(str(error).split())[:300]
+            raise DataError(f"{where}: {found}: the file is damaged, write it again or leave it out") from error
 
 
 def encoded(column: pa.ChunkedArray, piece: Piece, name: str) -> pa.ChunkedArray:

@@ -1,8 +1,8 @@
 """Which images a step takes: the seeded order of an epoch, and how workers share what is left of it.
 
-The order of an epoch is a pure function of (rows, seed, epoch). Row groups are shuffled, and rows within windows of
-them: a reading task holds a window, or one row group if that is more. What is left of an epoch is a few ranges of that
-order; a checkpoint in the middle of an epoch holds them, and any number of workers can go on from there.
+The order of an epoch is a pure function of (row groups, seed, epoch). Row groups are shuffled, and rows within windows
+of them: a reading task holds a window, or one row group if that is more. What is left of an epoch is a few ranges of
+that order; a checkpoint in the middle of an epoch holds them, and any number of workers can go on from there.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-WINDOW_ROWS = 2048
-"""Rows that are shuffled together; as encoded images about 200 MB in one reading task."""
+WINDOW_ROWS, WINDOW_BYTES = 2048, 256 * 10**6
+"""Rows that are shuffled together, as encoded images usually about 200 MB, and the bytes that end a window before it
+has so many. A reading task holds them all: that many bytes, and those of one row group at most."""
 
 Ranges = tuple[tuple[int, int], ...]
 """Rows of an epoch's order as (start, stop), in the order in which they are used."""
@@ -41,18 +42,35 @@ class Read:
     """(N, 2) int32: index into `pieces`, row within it."""
 
 
-def plan_epoch(pieces: tuple[Piece, ...], seed: int, epoch: int, window_rows: int = WINDOW_ROWS) -> list[Read]:
+def plan_epoch(
+    pieces: tuple[Piece, ...],
+    seed: int,
+    epoch: int,
+    window_rows: int = WINDOW_ROWS,
+    window_bytes: float = WINDOW_BYTES,
+) -> list[Read]:
     """The rows of one epoch in a seeded order, in windows of whole pieces. Every row comes once."""
     rng = np.random.default_rng([seed, epoch])
     reads: list[Read] = []
     window: list[Piece] = []
+    n_rows = n_bytes = 0
     shuffled = [pieces[i] for i in rng.permutation(len(pieces))]
     for position, piece in enumerate(shuffled, 1):
         window.append(piece)
-        if sum(p.n_rows for p in window) >= window_rows or position == len(shuffled):
+        n_rows, n_bytes = n_rows + piece.n_rows, n_bytes + piece.n_bytes
+        if n_rows >= window_rows or n_bytes >= window_bytes or position == len(shuffled):
             reads.append(Read(tuple(window), rng.permutation(_all_rows(window))))
-            window = []
+            window, n_rows, n_bytes = [], 0, 0
     return reads
+
+
+def has_heavy_windows(
+    pieces: tuple[Piece, ...], window_rows: int = WINDOW_ROWS, window_bytes: float = WINDOW_BYTES
+) -> bool:
+    """Whether the bytes may end a window of some epoch. False: the order is the one that rows alone give."""
+    empty = sum(p.n_bytes for p in pieces if not p.n_rows)
+    most = max((p.n_bytes / p.n_rows for p in pieces if p.n_rows), default=0.0) * (window_rows - 1) + empty
+    return min(most, sum(p.n_bytes for p in pieces)) >= window_bytes
 
 
 def plan_pass(pieces: tuple[Piece, ...]) -> list[Read]:

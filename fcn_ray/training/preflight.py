@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ import numpy as np
 
 from fcn_ray import storage
 from fcn_ray.bundle import Bundle, load_bundle
-from fcn_ray.config import VARIANTS, ModelConfig, ModelSpec, Preprocessing, TrainConfig
+from fcn_ray.config import VARIANTS, AugmentConfig, ModelConfig, ModelSpec, Preprocessing, TrainConfig
 from fcn_ray.errors import ConfigError, DataError, ForeignOutputError
 from fcn_ray.labels import LabelSet
 from fcn_ray.models.weight_files import IMAGENET, check_weights
@@ -21,7 +22,14 @@ from fcn_ray.training.checkpoints import list_checkpoints
 
 CHECKED_PIECES, CHECKED_SAMPLES = 16, 16
 """Row groups, spread evenly over each set, and images of each that are decoded before the start; all others are checked
-as they are read."""
+as they are read. Their bytes stand for the content of the set: with other numbers no run could be gone on with."""
+
+CONTENT_DIGITS = 16
+"""Of the digest of that content."""
+
+
+BLACK = (0, 0, 0)
+"""What crops were padded with, before there was a setting for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +47,9 @@ class Job:
     settings: str
     """Digest of what the weights depend on: a checkpoint with another one is not gone on from."""
     data_digest: str
+    """Of the sizes of all row groups, ".", and of the content of some rows."""
     val_digest: str
-    """Of the validation set; "" without one."""
+    """Of the validation set, likewise; "" without one."""
     class_weights: tuple[float, ...] | None
     """Of the loss, by class id. None: it has none, or those of the frequencies, which `train` counts once connected."""
 
@@ -56,23 +65,20 @@ def prepare(config: TrainConfig) -> Job:
     columns = ingest.Columns(config.image_column, config.mask_column)
     train = ingest.open_collection(config.data, columns)
     val = ingest.open_collection(config.val, columns) if config.val else None
-    labels = _find_labels(config, train)
+    labels = _find_labels(config, train, val)
     if train.n_rows < config.batch_size:
         raise DataError(f"{config.data} has {train.n_rows} images, fewer than batch_size {config.batch_size}")
-    if val:
-        ingest.agree(labels, val.labels, str(config.val))
-    data_digest, val_digest = (_digest_pieces(collection) for collection in (train, val))
     spec, preprocessing, origin = _choose_network(config, labels)
-    settings = _digest(
-        # Not what may change on the way: the rate after a divergence, the precision, the workers, where things are.
-        config.model_dump(mode="json", include={"augment", "loss", "batch_size", "seed", "max_pixels"})
-        | {"spec": spec.model_dump(mode="json"), "preprocessing": preprocessing.model_dump(mode="json")}
-        | {"origin": origin, "scales": config.model.scales, "labels": labels.to_json(), "data": data_digest}
+    config = config.model_copy(update={"augment": _with_colour(config.augment, preprocessing)})
+    sizes = [_digest_sizes(collection) for collection in (train, val)]
+    contents = [_check_samples(collection, columns, labels, config.max_pixels) for collection in (train, val)]
+    data_digest, val_digest = map(_joined, sizes, contents)
+    windows = order.WINDOW_BYTES if order.has_heavy_windows(train.pieces) else None
+    settings, before = (
+        _joined(_digest_settings(changed, labels, spec, preprocessing, origin, sizes[0], limit), contents[0])
+        for changed, limit in ((config, windows), (_as_before(config), None))
     )
-    _check_output(config, settings, val_digest)
-    for collection in (train, val):
-        if collection:
-            _check_samples(collection.pieces, columns, labels, config.max_pixels)
+    _check_output(config, settings, before, val_digest, windows)
     return Job(
         config=config.model_copy(update={"model": _as_config(spec, config.model)}),
         spec=spec,
@@ -148,15 +154,48 @@ def _grow_from(bundle: Bundle, config: TrainConfig, labels: LabelSet) -> tuple[M
     return spec, bundle.preprocessing, bundle.digest
 
 
-def _find_labels(config: TrainConfig, train: ingest.Collection) -> LabelSet:
-    if config.classes:
-        return LabelSet.from_names(config.classes)
-    if train.labels is None:
+def _find_labels(config: TrainConfig, train: ingest.Collection, val: ingest.Collection | None) -> LabelSet:
+    sets = [(config.data, train)] + ([(str(config.val), val)] if val else [])
+    labels = ingest.find_labels(config.classes, sets)
+    if labels is None:
         raise DataError(
             f"{config.data} does not name its classes in the Parquet metadata: "
             "give them in the order of their ids, as classes: [sky, road, ...]"
         )
-    return train.labels
+    return labels
+
+
+def _with_colour(augment: AugmentConfig, preprocessing: Preprocessing) -> AugmentConfig:
+    """The settings with the colour that they come to, so that the saved ones name it."""
+    return augment.model_copy(update={"fill": preprocessing.mean_colour()}) if augment.fill == "mean" else augment
+
+
+def _as_before(config: TrainConfig) -> TrainConfig:
+    """What `config` meant before crops were padded with the mean."""
+    return config.model_copy(update={"augment": config.augment.model_copy(update={"fill": BLACK})})
+
+
+def _digest_settings(
+    config: TrainConfig,
+    labels: LabelSet,
+    spec: ModelSpec,
+    preprocessing: Preprocessing,
+    origin: str | None,
+    data_sizes: str,
+    window_bytes: int | None,
+) -> str:
+    """Of what the weights depend on, but not of what may change on the way: the rate after a divergence, the precision,
+    the workers, where things are. `window_bytes` are in it where the order of the images depends on them."""
+    values = config.model_dump(mode="json", include={"augment", "loss", "batch_size", "seed", "max_pixels"})
+    if config.augment.fill == BLACK:
+        del values["augment"]["fill"]  # as it was when there was no other: such runs can be gone on with
+    if window_bytes is not None:
+        values["window_bytes"] = window_bytes
+    return _digest(
+        values
+        | {"spec": spec.model_dump(mode="json"), "preprocessing": preprocessing.model_dump(mode="json")}
+        | {"origin": origin, "scales": config.model.scales, "labels": labels.to_json(), "data": data_sizes}
+    )
 
 
 def _given_class_weights(config: TrainConfig, labels: LabelSet) -> tuple[float, ...] | None:
@@ -171,13 +210,26 @@ def _given_class_weights(config: TrainConfig, labels: LabelSet) -> tuple[float, 
     return weights
 
 
-def _digest_pieces(collection: ingest.Collection | None) -> str:
+def _digest_sizes(collection: ingest.Collection | None) -> str:
     pieces = collection.pieces if collection else ()
     return _digest([(p.key, p.row_group, p.n_rows, p.n_bytes) for p in pieces]) if pieces else ""
 
 
-def _check_output(config: TrainConfig, settings: str, val_digest: str) -> None:
-    """An existing run is only gone on from when asked to, and with the same settings."""
+def _joined(digest: str, content: str) -> str:
+    """A digest of settings or sizes, and the one of content, which runs of before do not have."""
+    return f"{digest}.{content}" if content else digest
+
+
+def _is_same(stored: str, now: str) -> bool:
+    """Whether the stored one of two joined digests says the same, as far as it goes."""
+    return stored in (now, now.partition(".")[0])
+
+
+def _check_output(config: TrainConfig, settings: str, before: str, val_digest: str, window_bytes: int | None) -> None:
+    """An existing run is only gone on from when asked to, and with the same settings.
+
+    `before` is the digest of the same settings when crops were padded with black and windows had any size in bytes.
+    """
     if storage.is_file(config.out):
         raise ForeignOutputError(f"out = {config.out} is a file: choose a folder")
     found = list_checkpoints(config.out)
@@ -192,12 +244,24 @@ def _check_output(config: TrainConfig, settings: str, val_digest: str) -> None:
             f"{config.out} holds a training run of {found[-1].epoch} epochs: add --resume to go on, "
             "or choose another --out"
         )
-    if found[-1].settings != settings:
+    stored = found[-1].settings
+    if not _is_same(stored, settings) and _is_same(stored, before):
+        padding = f"padded small images with black, not with {list(config.augment.fill)}"
+        raise ForeignOutputError(
+            f"{config.out} was begun by a version of fcn_ray that read this data in another order, since a window of "
+            f"it could be larger than {window_bytes / 10**6:.0f} MB: finish it with that version, or choose another "
+            "--out"
+            if window_bytes
+            else f"{config.out} was begun by a version of fcn_ray that {padding}: "
+            "go on with --set augment.fill=[0,0,0], or choose another --out"
+        )
+    if not _is_same(stored, settings):
         raise ForeignOutputError(
             f"{config.out} was trained with other settings or data: go on with those of {config.out}/config.yaml, "
             "or choose another --out"
         )
-    if {val_digest, ""} >= {checkpoint.metrics.get("val_data", "") for checkpoint in found}:
+    scored_on = {checkpoint.metrics.get("val_data", "") for checkpoint in found} - {""}
+    if all(_is_same(digest, val_digest) for digest in scored_on):
         return
     raise ForeignOutputError(
         f"{config.out} was validated on other images than val = {config.val} holds now, and the best checkpoint is "
@@ -205,12 +269,22 @@ def _check_output(config: TrainConfig, settings: str, val_digest: str) -> None:
     )
 
 
-def _check_samples(pieces: tuple[order.Piece, ...], columns: ingest.Columns, labels: LabelSet, max_pixels: int) -> None:
-    for piece in _spread([piece for piece in pieces if piece.n_rows], CHECKED_PIECES):
+def _check_samples(
+    collection: ingest.Collection | None, columns: ingest.Columns, labels: LabelSet, max_pixels: int
+) -> str:
+    """Decode rows that are spread over a set; digest of their bytes, or "" without one. Raises DataError for a bad row.
+
+    Labels that were changed in place may leave all sizes as they were.
+    """
+    content = hashlib.sha256()
+    for piece in _spread([piece for piece in collection.pieces if piece.n_rows], CHECKED_PIECES) if collection else ():
         rows = _spread(range(piece.n_rows), CHECKED_SAMPLES)
         read = order.Read((piece,), np.array([[0, row] for row in rows], np.int32))
         for row in ingest.read_rows(read, columns).to_pylist():
             ingest.decode_sample(row, labels, max_pixels)
+            for name in (ingest.IMAGE, ingest.LABEL):
+                content.update(hashlib.sha256(row[name]).digest())
+    return content.hexdigest()[:CONTENT_DIGITS] if collection else ""
 
 
 def _spread(values: Sequence[Any], count: int) -> list[Any]:

@@ -214,7 +214,8 @@ def median_weights(rows: list[tuple[str, np.ndarray, np.ndarray]]) -> np.ndarray
     return np.asarray(np.median(frequency) / frequency, np.float32)
 
 
-PLACES: dict[str, Any] = {"data": "none", "val": "none", "out": "none"}
+PLACES: dict[str, Any] = {"data": "none", "val": "none", "out": "none", "augment.fill": (124, 117, 104)}
+"""What a training needs or finds out by itself: here there are no files, and the preprocessing is always Caffe's."""
 
 
 def build(config: Any, weights: Path | None, precision: str) -> tuple[Any, frozenset[str]]:

@@ -7,8 +7,8 @@ from fcn_ray.config import AugmentConfig
 from fcn_ray.images.augmentation import augment, change_colour, sample_rng
 
 VOID = 255
-CONFIG = AugmentConfig(crop=(48, 64), scale=(0.5, 2.0))
-STILL = AugmentConfig(crop=(48, 64), scale=(1.0, 1.0), flip=False, colour=0)
+CONFIG = AugmentConfig(crop=(48, 64), scale=(0.5, 2.0), fill=(0, 0, 0))
+STILL = AugmentConfig(crop=(48, 64), scale=(1.0, 1.0), flip=False, colour=0, fill=(0, 0, 0))
 
 
 def sample(height, width, seed=0):
@@ -38,7 +38,7 @@ def test_image_and_label_stay_aligned(seed, scale):
     image, label = np.full((80, 90, 3), 20, np.uint8), np.zeros((80, 90), np.uint8)
     image[top : top + 20, left : left + 20] = 220
     label[top : top + 20, left : left + 20] = 1
-    config = AugmentConfig(crop=(64, 80), scale=(scale, scale), colour=0)
+    config = AugmentConfig(crop=(64, 80), scale=(scale, scale), colour=0, fill=(0, 0, 0))
     crop, ids = augment(image, label, config, rng, VOID)
     shown = ids != VOID
     disagree = shown & ((crop[..., 0] > 120) != (ids == 1))
@@ -78,13 +78,20 @@ def test_without_changes_a_crop_is_a_piece_of_the_image():
     np.testing.assert_array_equal(label[top : top + 48, left : left + 64], ids)
 
 
-def test_a_small_image_lies_whole_in_black_and_void():
+def test_a_small_image_lies_whole_in_the_given_colour_and_void():
     image, label = sample(10, 12)
-    image[image == 0] = 1
+    config = STILL.model_copy(update={"fill": (124, 117, 104), "flip": True, "colour": 0.3})
+    crop, ids = augment(image, label, config, sample_rng(1, 1, "a"), VOID)
+    shown = ids != VOID
+    assert shown.sum() == 10 * 12
+    assert (crop[~shown] == (124, 117, 104)).all()
     crop, ids = augment(image, label, STILL, sample_rng(1, 1, "a"), VOID)
-    assert (ids != VOID).sum() == 10 * 12
     np.testing.assert_array_equal(crop[ids != VOID].reshape(10, 12, 3), image)
-    assert not crop[ids == VOID].any()
+
+
+def test_a_colour_that_is_not_known_yet_is_refused():
+    with pytest.raises(ValueError, match="must be a colour"):
+        augment(*sample(10, 12), AugmentConfig(), sample_rng(1, 1, "a"), VOID)
 
 
 def test_about_half_are_mirrored():
@@ -100,7 +107,7 @@ def test_about_half_are_mirrored():
 def test_scales_cover_their_range():
     label = np.tile(np.arange(100, dtype=np.uint8) // 10, (100, 1))
     image = np.stack([label] * 3, axis=-1)
-    config = AugmentConfig(crop=(100, 100), scale=(0.5, 1.0))
+    config = AugmentConfig(crop=(100, 100), scale=(0.5, 1.0), fill=(0, 0, 0))
     shares = [(augment(image, label, config, sample_rng(1, e, "a"), VOID)[1] != VOID).mean() for e in range(60)]
     assert 0.25 <= min(shares) < 0.35
     assert 0.85 < max(shares) <= 1.0

@@ -30,3 +30,20 @@ def test_as_a_layer_it_is_the_same_and_serialises() -> None:
     np.testing.assert_array_equal(again(PIXEL), normalise(PIXEL, CAFFE_PREPROCESSING))
     assert again.get_config() == layer.get_config()
     assert again.compute_output_shape((None, None, None, 3)) == (None, None, None, 3)
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "colour"),
+    [
+        (CAFFE_PREPROCESSING, (124, 117, 104)),
+        (Preprocessing(mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375)), (124, 116, 104)),
+        (Preprocessing(mean=(-3, 300, 0)), (0, 255, 0)),
+    ],
+)
+def test_the_mean_colour_is_nearest_to_the_networks_zero(
+    preprocessing: Preprocessing, colour: tuple[int, int, int]
+) -> None:
+    assert preprocessing.mean_colour() == colour
+    if min(preprocessing.mean) > 0:
+        found = normalise(np.full((1, 1, 1, 3), colour, np.uint8), preprocessing)
+        assert np.abs(np.asarray(found) * np.array(preprocessing.std)).max() <= 0.5

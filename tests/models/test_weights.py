@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -225,6 +227,30 @@ def test_a_deep_backbone_from_a_file_of_keras(tmp_path: Path) -> None:
     load_backbone_weights(model, str(tmp_path / "w.keras"), "mobilenetv3_small")
     expected = weight_arrays(theirs)
     assert_loaded(model, {v.path: expected[v.path] for layer in backbone_layers(model) for v in layer.weights}, atol=0)
+
+
+def test_workers_of_one_machine_download_one_after_the_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    model, inside = tiny_model(), threading.Lock()
+    crowded: list[bool] = []
+
+    def download(**_: object) -> keras.Model:
+        crowded.append(not inside.acquire(blocking=False))
+        time.sleep(0.1)  # for the others to come
+        inside.release()
+        raise OSError("no network")
+
+    def load() -> None:
+        with pytest.raises(ConfigError, match="no network"):
+            load_backbone_weights(model, "imagenet", "vgg16")
+
+    monkeypatch.setattr(keras.applications, "VGG16", download)
+    threads = [threading.Thread(target=load) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert crowded == [False] * 3
 
 
 def test_without_a_network_imagenet_asks_for_a_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,6 +116,11 @@ def test_the_curves_of_an_epoch():
     assert scalars({"kind": "weather", "step": 1, "loss": 1.0}, ()) == {}
 
 
+def test_an_epoch_that_was_not_validated_has_its_other_curves():
+    record = {"kind": "epoch", "epoch": 1, "step": 9, "loss": 2, "seconds": 30.0}
+    assert scalars(record, ["sky", "road"]) == {"epoch/loss": 2.0, "epoch/seconds": 30.0}
+
+
 @example(["b_-1", "b!"])
 @example(["x" * 300, "y" * 300])
 @given(st.lists(st.text(max_size=300), min_size=2, max_size=30, unique=True))

@@ -222,10 +222,9 @@ def test_so_are_imported_data_sets(tmp_path: Path, umask: int) -> None:
 
 
 def test_what_ray_notes_on_this_machine_is_for_us_alone() -> None:
-    folders = [Path(_own_folder("s3://bucket/out")) for _ in range(2)]
-    try:
+    with _own_folder("s3://bucket/out") as first, _own_folder("s3://bucket/out") as second:
+        folders = [Path(first), Path(second)]
         assert folders[0] != folders[1]
         assert {stat.S_IMODE(folder.stat().st_mode) for folder in folders} == {0o700}
-    finally:
-        for folder in folders:
-            folder.rmdir()
+        (folders[0] / "run-1").mkdir()
+    assert not any(folder.exists() for folder in folders), "it goes with the group"

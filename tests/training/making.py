@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
+
 from fcn_ray.config import TrainConfig
 from fcn_ray.config_text import load_config
 from tests import pictures
@@ -33,3 +35,19 @@ def tiny_config(data: Path, out: Path, **flags: Any) -> TrainConfig:
 def write_data(folder: Path) -> Path:
     """Twelve labelled pictures of three sizes."""
     return pictures.write_parquet(folder / "train.parquet", 12, sizes=((48, 64), (40, 40), (33, 70)))
+
+
+def write_without_names(data: Path, path: Path) -> Path:
+    """The table `data` again, as one that does not say which classes its ids are."""
+    pq.write_table(pq.read_table(data).replace_schema_metadata(None), path)
+    return path
+
+
+def damage(path: Path, group: int, column: str = "mask") -> None:
+    """Overwrite the beginning of one column of a row group with zeros."""
+    footer = pq.read_metadata(path)
+    parts = [footer.row_group(group).column(i) for i in range(footer.num_columns)]
+    (part,) = (part for part in parts if part.path_in_schema.split(".")[0] == column)
+    with path.open("r+b") as file:
+        file.seek(part.dictionary_page_offset or part.data_page_offset)
+        file.write(bytes(16))

@@ -15,6 +15,7 @@ from fcn_ray.labels import METADATA_KEY
 from fcn_ray.training.check import CheckReport, Findings, check, check_piece
 from fcn_ray.training.ingest import Columns, open_collection
 from tests import pictures
+from tests.training.making import damage
 
 COLUMNS = Columns("image", "mask")
 
@@ -94,9 +95,24 @@ def test_without_class_names_ids_are_counted_and_none_is_wrong(tmp_path: Path) -
     (piece,) = open_collection(str(_write(tmp_path / "a.parquet", [(_image(1), _mask(0, 7))])), COLUMNS).pieces
     found = check_piece(piece, COLUMNS, None, 10**6)
     assert (found.pixels[0], found.pixels[7], found.images[7], found.counts.total()) == (40, 40, 1, 0)
-    lines = list(CheckReport(found, None, None).lines())
-    assert "class 7   50.00 %         1" in lines
-    assert lines[-1] == "training can start"
+    report = CheckReport(found, None, None)
+    assert "class 7   50.00 %         1" in report.lines()
+    assert not report.trainable
+    assert "the files do not name their classes" in list(report.lines())[-1]
+    named = CheckReport(found, None, pictures.LABELS)
+    assert (named.trainable, list(named.lines())[-1]) == (True, "training can start")
+
+
+def test_a_row_group_that_cannot_be_read_is_found_and_refused(tmp_path: Path) -> None:
+    path = pictures.write_parquet(tmp_path / "a.parquet", 6, group=3)
+    damage(path, 0)
+    pieces = open_collection(str(path), COLUMNS).pieces
+    found, whole = (check_piece(piece, COLUMNS, pictures.LABELS, 10**6) for piece in pieces)
+    assert (found.n_images, dict(found.counts)) == (0, {"group": 1})
+    assert f"{path}: row group 0 cannot be read" in found.examples["group"][0]
+    assert whole.counts.total() == 0
+    found.merge(whole)
+    assert not CheckReport(found, None, pictures.LABELS).trainable
 
 
 def test_images_above_the_limit_are_found_from_their_header(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from fcn_ray.training.frequencies import (
 )
 from fcn_ray.training.ingest import Columns, Piece, open_collection
 from tests import pictures
+from tests.training.making import damage
 
 COLUMNS = Columns("image", "mask")
 VOID = 255
@@ -83,6 +84,9 @@ def test_a_bad_label_is_refused_by_its_row(tmp_path: Path) -> None:
         count_piece(piece, COLUMNS, pictures.LABELS)
     *_, piece = _write(tmp_path / "train.parquet", [FIRST, SECOND, b"no png"], group=2)
     with pytest.raises(DataError, match=r"^train\.parquet#2: mask"):
+        count_piece(piece, COLUMNS, pictures.LABELS)
+    damage(tmp_path / "train.parquet", 1)
+    with pytest.raises(DataError, match=r"train\.parquet: row group 1 cannot be read"):
         count_piece(piece, COLUMNS, pictures.LABELS)
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import io
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fcn_ray.config import AugmentConfig
-from fcn_ray.errors import DataError, SchemaError
+from fcn_ray.errors import DataError, SchemaError, StorageError, UnavailableError
 from fcn_ray.images.codec import encode_image, encode_mask
 from fcn_ray.labels import METADATA_KEY
 from fcn_ray.training import ingest, order
@@ -16,6 +18,7 @@ from fcn_ray.training.feeding import Feeder
 from fcn_ray.training.ingest import Collection, Columns, open_collection
 from fcn_ray.training.order import Read
 from tests import pictures
+from tests.training.making import damage
 
 COLUMNS = Columns("image", "mask")
 
@@ -41,11 +44,51 @@ def test_hf_structs_read_like_bytes(tmp_path: Path) -> None:
     assert table["image"].to_pylist() == [b"x", None]
 
 
+def test_a_damaged_row_group_is_named_and_the_others_are_read(tmp_path: Path) -> None:
+    path = pictures.write_parquet(tmp_path / "train.parquet", 10, group=4)
+    damage(path, 1)
+    reads = order.plan_pass(open_collection(str(path), COLUMNS).pieces)
+    assert ingest.read_rows(reads[2], COLUMNS).num_rows == 2
+    with pytest.raises(DataError, match=r"/train\.parquet: row group 1 cannot be read: .* write it again"):
+        ingest.read_rows(reads[1], COLUMNS)
+
+
+def test_pages_are_held_against_their_checksums(tmp_path: Path) -> None:
+    cells = [bytes([value]) * 100 for value in range(4)]
+    table = pa.table({"image": cells, "mask": cells})
+    pq.write_table(table, tmp_path / "a.parquet", compression="none", use_dictionary=False, write_page_checksum=True)
+    (read,) = order.plan_pass(open_collection(str(tmp_path), COLUMNS).pieces)
+    assert ingest.read_rows(read, COLUMNS)["image"].to_pylist() == cells
+    data = (tmp_path / "a.parquet").read_bytes()
+    (tmp_path / "a.parquet").write_bytes(data.replace(cells[2], bytes([9]) * 100))
+    with pytest.raises(DataError, match=r"row group 0 cannot be read: .*CRC"):
+        ingest.read_rows(read, COLUMNS)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), UnavailableError("no answer")])
+def test_storage_that_fails_is_not_taken_for_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    path = pictures.write_parquet(tmp_path / "train.parquet", 4)
+    (piece,) = open_collection(str(path), COLUMNS).pieces
+
+    class Failing(io.FileIO):
+        def readall(self) -> bytes:
+            raise error
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            raise error
+
+    monkeypatch.setattr("fcn_ray.storage.open_file", lambda uri: Failing(uri))
+    with pytest.raises(StorageError, match=r"Input/output error|no answer"):
+        ingest.read_group(piece, ["mask"])
+
+
 def test_augmentation_depends_on_seed_epoch_and_image_only(tmp_path: Path) -> None:
     path = pictures.write_parquet(tmp_path / "train.parquet", 6)
     (read,) = order.plan_epoch(open_collection(str(path), COLUMNS).pieces, 0, 0)
     table = ingest.read_rows(read, COLUMNS)
-    config = AugmentConfig(crop=(32, 40))
+    config = AugmentConfig(crop=(32, 40), fill=(0, 0, 0))
 
     def images(rows: list[int], epoch: int) -> np.ndarray:
         part = table.take(rows)
@@ -88,6 +131,23 @@ def test_files_with_other_classes_are_refused(tmp_path: Path) -> None:
         open_collection(str(tmp_path), COLUMNS)
 
 
+def test_given_names_are_for_all_sets_and_must_be_as_many_as_the_files_name() -> None:
+    def named(*names: str) -> Collection:
+        return Collection((), 1, pictures.LABELS.from_names(names) if names else None)
+
+    train, val, bare = ("train", named("sky", "road")), ("val", named("Sky", "Road")), ("bare", named())
+    for sets in ([train, val], [val, bare], [bare]):
+        labels = ingest.find_labels(("a", "b"), sets)
+        assert labels is not None
+        assert labels.names == ("a", "b")
+    with pytest.raises(DataError, match=r"val has 2 classes, \['Sky', 'Road'\], but `classes` are 3"):
+        ingest.find_labels(("a", "b", "c"), [bare, val])
+    with pytest.raises(DataError, match=r"val has the classes .'Sky', 'Road'., the files before"):
+        ingest.find_labels(None, [train, bare, val])
+    assert ingest.find_labels(None, [bare, val]) == val[1].labels
+    assert ingest.find_labels(None, [bare]) is None
+
+
 def test_collections_that_cannot_train_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no Parquet file"):
         open_collection(str(tmp_path), COLUMNS)
@@ -113,7 +173,7 @@ def test_a_stream_goes_on_in_its_order_though_no_cpu_is_free(tmp_path: Path, tas
 
     path = pictures.write_parquet(tmp_path / "train.parquet", 10, group=4)
     reads = order.plan_epoch(open_collection(str(path), COLUMNS).pieces, 3, 0, window_rows=4)
-    stage = ingest.Augmented(pictures.LABELS, AugmentConfig(crop=(32, 40)), 10**6, 3, 0)
+    stage = ingest.Augmented(pictures.LABELS, AugmentConfig(crop=(32, 40), fill=(0, 0, 0)), 10**6, 3, 0)
     feeder = Feeder(ray.get_runtime_context().get_node_id(), tasks)
     tables = pa.concat_tables([ingest.read_rows(read, COLUMNS) for read in reads])
     expected = stage({name: np.array(tables[name].to_pylist(), object) for name in tables.column_names})["image"]

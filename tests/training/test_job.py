@@ -38,7 +38,7 @@ from fcn_ray.training.curve import read_curve
 from fcn_ray.training.job import TrainReport, train
 from fcn_ray.training.preflight import prepare
 from tests import pictures
-from tests.training.making import tiny_config, write_data
+from tests.training.making import tiny_config, write_data, write_without_names
 
 pytestmark = [pytest.mark.ray, pytest.mark.keras]
 
@@ -248,7 +248,8 @@ def test_a_bad_row_found_on_the_way_ends_the_job_with_its_name(tmp_path: Path, m
 def test_a_bad_row_found_while_counting_the_classes_ends_the_job_before_it_starts(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = tiny_config(data, tmp_path / "out", classes=("sky", "road"), loss__class_weights="inverse")
+    bare = write_without_names(data, tmp_path / "train.parquet")
+    config = tiny_config(bare, tmp_path / "out", classes=("sky", "road"), loss__class_weights="inverse")
     monkeypatch.setattr("fcn_ray.training.preflight._check_samples", lambda *_: None)  # as if it were row 1,000,000
     with pytest.raises(DataError, match=r"^train\.parquet#\d+: mask holds class ids \[2\]"):
         train(config)
@@ -400,8 +401,11 @@ def test_what_cannot_train_is_refused_and_nothing_is_written(data: Path, tmp_pat
     few = pictures.write_parquet(tmp_path / "few.parquet", 3)
     with pytest.raises(DataError, match="3 images, fewer than batch_size 4"):
         prepare(tiny_config(few, out))
+    bare = write_without_names(data, tmp_path / "bare.parquet")
+    with pytest.raises(DataError, match=r"bare\.parquet does not name its classes"):
+        prepare(tiny_config(bare, out))
     with pytest.raises(DataError, match=r"#0: mask holds class ids \[2\], expected 0..1 or 255"):
-        prepare(tiny_config(data, out, classes=("sky", "road")))
+        prepare(tiny_config(bare, out, classes=("sky", "road")))
     with pytest.raises(ConfigError, match=r"class_weights has 2 numbers for 3 classes: .* \['sky', 'road', 'car'\]"):
         prepare(tiny_config(data, out, loss__class_weights=(1, 2)))
     assert not out.exists()

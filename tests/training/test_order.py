@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,6 +38,36 @@ def test_an_epoch_delivers_every_row_once_in_an_order_of_its_own(
     rows = _rows(order.plan_epoch(pieces, 1, epoch, window))
     assert sorted(rows) == everything
     assert rows == _rows(order.plan_epoch(pieces, 1, epoch, window))
+
+
+def test_a_window_ends_at_its_rows_or_at_its_bytes() -> None:
+    pieces = tuple(Piece("data/a.parquet", "a.parquet", i, 0, 2, 10) for i in range(9))
+    sizes = [[len(read.pieces) for read in order.plan_epoch(pieces, 1, 0, *limits)] for limits in ((6, 99), (99, 40))]
+    assert sizes == [[3, 3, 3], [4, 4, 1]]
+    heavy = Piece("data/a.parquet", "a.parquet", 9, 0, 1, 1000)
+    for read in order.plan_epoch((*pieces, heavy), 1, 0, 99, 40):
+        assert sum(piece.n_bytes for piece in read.pieces[:-1]) < 40, "more than the limit by one row group only"
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 30)), min_size=1, max_size=9),
+    st.integers(1, 9),
+    st.integers(1, 60),
+)
+def test_light_windows_keep_the_order_that_rows_alone_give(groups: list[tuple[int, int]], rows: int, size: int) -> None:
+    pieces = tuple(Piece("data/a.parquet", "a.parquet", i, 0, *group) for i, group in enumerate(groups))
+    if not order.has_heavy_windows(pieces, rows, size):
+        for epoch in range(5):
+            bounded, alone = (order.plan_epoch(pieces, 1, epoch, rows, limit) for limit in (size, math.inf))
+            assert _rows(bounded) == _rows(alone)
+
+
+def test_usual_images_are_light_and_large_ones_heavy() -> None:
+    usual = tuple(Piece("data/a.parquet", "a.parquet", i, 0, 100, 100 * 120_000) for i in range(300))
+    assert not order.has_heavy_windows(usual)
+    heavy = Piece("data/a.parquet", "a.parquet", 300, 0, 100, 100 * 5_000_000)
+    assert order.has_heavy_windows((*usual, heavy))
+    assert not order.has_heavy_windows(usual[:1] * 20), "a set of 240 MB"
 
 
 def test_epochs_and_seeds_differ() -> None:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from fcn_ray.config import Preprocessing, TrainConfig
+from fcn_ray.config import ModelSpec, Preprocessing, TrainConfig
 from fcn_ray.config_text import dump_config, load_config
-from fcn_ray.errors import ConfigError
+from fcn_ray.errors import ConfigError, DataError, ForeignOutputError
+from fcn_ray.images.codec import encode_mask
 from fcn_ray.models.weight_files import LAYERS
+from fcn_ray.training.checkpoints import Checkpoint, save_checkpoint
 from fcn_ray.training.preflight import prepare
 from tests import pictures
 
@@ -38,6 +44,13 @@ def weights(tmp_path: Path) -> Path:
 
 def _config(flags: dict[str, Any], **more: Any) -> TrainConfig:
     return load_config(TrainConfig, flags=flags | {f"model.{key}": value for key, value in more.items()})
+
+
+def test_given_classes_are_those_of_the_validation_set_too(flags: dict[str, Any]) -> None:
+    names = ("heaven", "street", "car")
+    assert prepare(_config(flags | {"val": flags["data"], "classes": names})).labels.names == names
+    with pytest.raises(DataError, match=r"has 3 classes, \['sky', 'road', 'car'\], but `classes` are 4"):
+        prepare(_config(flags | {"classes": (*names, "bus")}))
 
 
 def test_the_preprocessing_goes_with_the_weights(
@@ -141,3 +154,85 @@ def test_only_the_variant_may_change_and_only_to_a_finer_one(flags: dict[str, An
         prepare(_config(flags, start=str(fine), variant="16s"))
     with pytest.raises(ConfigError, match=r"knows the classes .*, .* has \['a', 'b', 'c'\]"):
         prepare(_config(flags, start=str(fine)).model_copy(update={"classes": ("a", "b", "c")}))
+
+
+# ----------------------------------------------------------------------------------- going on with a run from before
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def _settings_before(config: TrainConfig) -> str:
+    """Digest of the settings as version 1 made it: data by the sizes of its row groups, crops padded with black."""
+    footer = pq.read_metadata(config.data)
+    groups = [footer.row_group(i) for i in range(footer.num_row_groups)]
+    pieces = [(Path(config.data).name, i, group.num_rows, group.total_byte_size) for i, group in enumerate(groups)]
+    values = config.model_dump(mode="json", include={"loss", "batch_size", "seed", "max_pixels"})
+    values["augment"] = {"crop": [256, 320], "scale": [0.75, 1.5], "flip": True, "colour": 0.2}
+    spec = ModelSpec.from_config(config.model, len(pictures.LABELS)).model_dump(mode="json")
+    about = {"spec": spec, "preprocessing": Preprocessing().model_dump(mode="json"), "origin": None}
+    about |= {"scales": config.model.scales, "labels": pictures.LABELS.to_json(), "data": _digest(pieces)}
+    return _digest(values | about)
+
+
+def test_a_run_that_was_padded_with_black_goes_on_with_black(flags: dict[str, Any]) -> None:
+    flags["resume"] = True
+    save_checkpoint(flags["out"], Checkpoint("", 1, 3, None, _settings_before(_config(flags)), {}), {})
+    with pytest.raises(ForeignOutputError, match=r"with black, not with \[128, 128, 128\]: go on with --set augment"):
+        prepare(_config(flags))
+    assert prepare(_config(flags | {"augment.fill": [0, 0, 0]})).config.augment.fill == (0, 0, 0)
+    with pytest.raises(ForeignOutputError, match="other settings or data"):
+        prepare(_config(flags | {"augment.fill": [1, 2, 3]} | {"seed": 1}))
+
+
+def test_labels_changed_in_place_are_other_data(flags: dict[str, Any], tmp_path: Path) -> None:
+    val, train = tmp_path / "val.parquet", Path(flags["data"])
+    flags |= {"resume": True, "augment.fill": [0, 0, 0], "val": str(val)}
+
+    def write(path: Path, label: int) -> int:
+        """Four pictures whose labels are one class; bytes of the row group."""
+        masks = [encode_mask(np.full((48, 64), label, np.uint8))] * 4
+        table = pq.read_table(pictures.write_parquet(path, 4))
+        table = table.set_column(table.schema.get_field_index("mask"), "mask", pa.array(masks))
+        pq.write_table(table, path, compression="none")
+        return int(pq.read_metadata(path).row_group(0).total_byte_size)
+
+    sizes = {write(path, 1) for path in (train, val)}
+    job = prepare(_config(flags))
+    before = _settings_before(_config(flags))
+    metrics = {"val_data": job.val_digest}
+    before_val = {"val_data": job.val_digest.partition(".")[0]}
+    for step, settings, found in ((3, before, before_val), (4, job.settings, metrics)):
+        save_checkpoint(flags["out"], Checkpoint("", 1, step, None, settings, found), {})
+        assert prepare(_config(flags)).settings == job.settings, "a run of before goes on, and knows its data from then"
+    for path, message in ((val, "validated on other images"), (train, "other settings or data")):
+        sizes.add(write(path, 0))
+        with pytest.raises(ForeignOutputError, match=message):
+            prepare(_config(flags))
+    assert len(sizes) == 1, "only the content tells them apart"
+
+
+def test_a_run_whose_order_is_another_now_is_refused_and_told_why(
+    flags: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags |= {"resume": True, "augment.fill": [0, 0, 0]}
+    light = prepare(_config(flags)).settings
+    assert light.partition(".")[0] == _settings_before(_config(flags))
+    save_checkpoint(flags["out"], Checkpoint("", 1, 3, None, light, {}), {})
+    monkeypatch.setattr("fcn_ray.training.order.has_heavy_windows", lambda _: True)
+    with pytest.raises(ForeignOutputError, match=r"read this data in another order, .* larger than 256 MB"):
+        prepare(_config(flags))
+    heavy = prepare(_config(flags | {"out": flags["out"] + "-new"})).settings
+    assert heavy != light
+
+
+def test_crops_are_padded_with_the_mean_of_the_preprocessing_and_the_saved_settings_say_so(
+    flags: dict[str, Any], tmp_path: Path
+) -> None:
+    job = prepare(_config(flags))
+    assert job.config.augment.fill == (128, 128, 128)
+    assert prepare(_config(flags, backbone="vgg16", weights="imagenet")).config.augment.fill == (124, 117, 104)
+    (tmp_path / "config.yaml").write_text(dump_config(job.config))
+    assert prepare(load_config(TrainConfig, str(tmp_path / "config.yaml"))).settings == job.settings
+    assert prepare(_config(flags | {"augment.fill": [9, 9, 9]})).settings != job.settings
