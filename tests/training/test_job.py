@@ -341,7 +341,8 @@ def test_a_coarse_network_is_trained_on_as_a_finer_one(data: Path, tmp_path: Pat
     The second is trained in bfloat16, which changes no variable's type, and the bundle says what it measured so.
     """
     train(tiny_config(data, tmp_path / "32s", model__variant="32s", epochs=1))
-    flags = {"optimizer__backbone_rate": 0, "optimizer__weight_decay": 0, "precision": "bfloat16", "val": str(data)}
+    val = pictures.write_parquet(tmp_path / "val.parquet", 2)  # few, and of one size: each other one is compiled anew
+    flags = {"optimizer__backbone_rate": 0, "optimizer__weight_decay": 0, "precision": "bfloat16", "val": str(val)}
     config = tiny_config(data, tmp_path / "16s", epochs=1, **flags)
     start = ModelConfig(start=str(tmp_path / "32s" / "bundle"), variant="16s")
     report = train(config.model_copy(update={"model": start}))
