@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -23,6 +22,7 @@ from fcn_ray.datasets.encodings import Wrong
 from fcn_ray.datasets.import_report import ImportReport
 from fcn_ray.datasets.layouts import MAX_PIXELS, Layout, open_layout
 from fcn_ray.datasets.shards import SHARD_BYTES, Sample, write_shards
+from fcn_ray.datasets.unfinished import work_folder
 from fcn_ray.errors import ConfigError, DataError, ForeignOutputError, StorageError
 from fcn_ray.images.codec import ImageError, decode_image, encode_mask
 from fcn_ray.reports.progress import Progress
@@ -88,9 +88,9 @@ def import_dataset(  # noqa: PLR0913  (each is a flag of the command)
     report = ImportReport(format, out, layout.labels)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".tmp-import-", dir=folder) as work:
-            _Import(layout, source, report, strict, shard_bytes).write(chosen, Path(work))
-            _put(Path(work), folder, report)
+        with work_folder(folder) as work:
+            _Import(layout, source, report, strict, shard_bytes).write(chosen, work)
+            _put(work, folder, report)
     except OSError as error:
         raise StorageError(f"{out} cannot be written: {error.strerror or error}") from error
     return report

@@ -336,12 +336,26 @@ def test_a_checkpoint_that_only_the_driver_can_read_ends_the_job_instead_of_star
 
 @pytest.mark.usefixtures("ray_session")
 def test_a_coarse_network_is_trained_on_as_a_finer_one(data: Path, tmp_path: Path) -> None:
-    """The paper's stages: 32s, then 16s from its bundle; the old layers take smaller steps than the new one."""
+    """The paper's stages: 32s, then 16s from its bundle; the old layers take smaller steps than the new one.
+
+    The second is trained in bfloat16, which changes no variable's type, and the bundle says what it measured so.
+    """
     train(tiny_config(data, tmp_path / "32s", model__variant="32s", epochs=1))
-    config = tiny_config(data, tmp_path / "16s", epochs=1, optimizer__backbone_rate=0, optimizer__weight_decay=0)
+    val = pictures.write_parquet(tmp_path / "val.parquet", 2)  # few, and of one size: each other one is compiled anew
+    flags = {"optimizer__backbone_rate": 0, "optimizer__weight_decay": 0, "precision": "bfloat16", "val": str(val)}
+    config = tiny_config(data, tmp_path / "16s", epochs=1, **flags)
     start = ModelConfig(start=str(tmp_path / "32s" / "bundle"), variant="16s")
     report = train(config.model_copy(update={"model": start}))
-    assert load_bundle(report.bundle).spec.variant == "16s"
+    bundle = load_bundle(report.bundle)
+    assert bundle.spec.variant == "16s"
+    (*_, best) = list_checkpoints(config.out)
+    assert best.metrics["precision"] == "bfloat16"
+    cost = bundle.metadata["metrics"]["mean_iou"] - best.metrics["val"]["mean_iou"]
+    assert bundle.precision == ("bfloat16" if cost < promotion.COST else "float32")
+    assert {array.dtype for array in _final_state(Path(config.out)).values()} <= {
+        np.dtype("float32"),
+        np.dtype("int64"),
+    }
     coarse, fine = (safetensors.numpy.load_file(tmp_path / v / "bundle" / "model.safetensors") for v in ("32s", "16s"))
     assert coarse["score_fr/kernel"].any()
     assert all(np.array_equal(coarse[name], fine[name]) for name in coarse), "a rate of zero leaves them alone"

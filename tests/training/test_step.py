@@ -95,3 +95,23 @@ def test_one_worker_that_wants_to_stop_is_heard(data: Path) -> None:
     outcome = step(*_batch(), stop=True)
     assert outcome.stop
     assert outcome.taken, "the step itself is taken"
+
+
+@pytest.mark.parametrize(("gpus", "expected"), [(0, "RING"), (0.5, "RING"), (1, "NCCL")])
+def test_workers_add_up_over_nccl_when_each_has_a_gpu_of_its_own(
+    data: Path, monkeypatch: pytest.MonkeyPatch, gpus: float, expected: str
+) -> None:
+    import tensorflow as tf
+
+    from fcn_ray.training import replica
+
+    class ChosenError(Exception):
+        """Ends the building where the strategy is made: the rest is the same with any."""
+
+    def choose(communication_options: Any) -> None:
+        raise ChosenError(communication_options.implementation.name)
+
+    monkeypatch.setattr(replica, "use_devices", lambda *_: None)  # TensorFlow has begun in this process
+    monkeypatch.setattr(tf.distribute, "MultiWorkerMirroredStrategy", choose)
+    with pytest.raises(ChosenError, match=expected):
+        replica.build_replica(_job(data, workers__gpus=gpus), 0, 2)
