@@ -260,13 +260,45 @@ def _zombie(trial: Trial) -> None:
 
 
 def _clock_back(trial: Trial) -> None:
-    """The second job's clock is a year behind the first's, in all its Python processes."""
+    """The clock of all later jobs is a year behind the first's, in all their processes. It takes a C compiler."""
     _killed_whole(trial)
-    folder = trial.root / "clock"
-    folder.mkdir()
-    (folder / "sitecustomize.py").write_text("import time\n_now = time.time\ntime.time = lambda: _now() - 31e6\n")
-    trial.environment["PYTHONPATH"] = os.pathsep.join([str(folder), trial.environment["PYTHONPATH"]])
+    (trial.root / "clock.c").write_text(YEAR_BEHIND)
+    library = trial.root / "clock.so"
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", library, trial.root / "clock.c", "-ldl"], check=True)
+    trial.environment["LD_PRELOAD"] = str(library)
     trial.end(trial.start())
+
+
+YEAR_BEHIND = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <sys/time.h>
+#include <time.h>
+#define YEAR 31000000
+
+int clock_gettime(clockid_t clock, struct timespec *now) {
+    static int (*real)(clockid_t, struct timespec *);
+    if (!real) real = dlsym(RTLD_NEXT, "clock_gettime");
+    int failed = real(clock, now);
+    if (!failed && clock == CLOCK_REALTIME) now->tv_sec -= YEAR;
+    return failed;
+}
+
+int gettimeofday(struct timeval *restrict now, void *restrict zone) {
+    struct timespec exact;
+    int failed = clock_gettime(CLOCK_REALTIME, &exact);
+    now->tv_sec = exact.tv_sec;
+    now->tv_usec = exact.tv_nsec / 1000;
+    return failed;
+}
+
+time_t time(time_t *now) {
+    struct timespec exact;
+    clock_gettime(CLOCK_REALTIME, &exact);
+    if (now) *now = exact.tv_sec;
+    return exact.tv_sec;
+}
+"""
 
 
 def _signal(number: signal.Signals) -> Callable[[Trial], None]:
