@@ -241,11 +241,13 @@ def _listen(bell: Any, stopping: threading.Event) -> None:
 def save(worker: Worker, score: float | None = None, metrics: dict[str, Any] | None = None) -> str | None:
     """Write a checkpoint from rank 0; its folder. A storage that fails (a full disk) does not end the training.
 
-    None after a step that was not finite: the step before it may be what made the weights useless, and nothing must go
-    back to those. Raises StorageError when there is no checkpoint yet: a storage that never worked will not begin to.
+    `metrics` are those of an epoch that has ended. None within an epoch after a step that was not finite: the step
+    before it may be what made the weights useless, and nothing should go back to those. An epoch's end is kept all the
+    same: the step changed no weight, and no other checkpoint holds the epoch.
+    Raises StorageError when there is no checkpoint yet: a storage that never worked will not begin to.
     """
     config, position = worker.job.config, worker.position
-    if worker.replica.rank != 0 or worker.skipped:
+    if worker.replica.rank != 0 or (worker.skipped and metrics is None):
         return None
     remaining = None if position.remaining == whole_epoch(worker.job) else position.remaining
     settings, factor = worker.job.settings, worker.orders.rate_factor

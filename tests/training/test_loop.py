@@ -96,6 +96,16 @@ def test_nothing_is_saved_while_steps_are_not_finite(tmp_path: Path) -> None:
     assert (told, list_checkpoints(worker.job.config.out)) == ([], [])
 
 
+def test_the_end_of_an_epoch_is_saved_though_its_last_step_was_not_finite(tmp_path: Path) -> None:
+    from fcn_ray.training.loop import save
+
+    worker, _ = _worker(tmp_path)
+    worker.skipped = 1
+    folder = save(worker, 0.5, {"epoch": 1, "loss": 1.0})
+    (found,) = list_checkpoints(worker.job.config.out)
+    assert (found.folder, found.score, found.metrics) == (folder, 0.5, {"epoch": 1, "loss": 1.0})
+
+
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
     from fcn_ray.training.loop import save
 
