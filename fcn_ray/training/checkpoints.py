@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import safetensors.numpy
@@ -30,6 +30,8 @@ MODEL, OPTIMIZER = "model/", "optimizer/"
 """Prefixes of the names of arrays."""
 
 Arrays = dict[str, np.ndarray]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +54,11 @@ class Checkpoint:
     """Rows of the current epoch's order that no step has used (training/order.py); None at the border of an epoch."""
     rate_factor: float = 1.0
     """On the learning rate: halved each time that the training went back after it had diverged."""
+
+    @property
+    def name(self) -> str:
+        """That of its folder, wherever the run has been moved."""
+        return self.folder.rpartition("/")[2]
 
 
 def save_checkpoint(run: str, checkpoint: Checkpoint, arrays: Arrays) -> Checkpoint:
@@ -91,30 +98,39 @@ def list_checkpoints(run: str) -> list[Checkpoint]:
     return sorted(found, key=lambda c: (c.step, c.folder))
 
 
-def load_newest(run: str, distrusted: Collection[str] = ()) -> tuple[Checkpoint, Arrays] | None:
-    """The newest checkpoint that verifies, with its arrays, but none in the folders `distrusted`; None without one."""
+def find_newest(run: str, distrusted: Collection[str] = ()) -> Checkpoint | None:
+    """The newest checkpoint that verifies, but none of the names `distrusted`; None without one."""
     for checkpoint in reversed(list_checkpoints(run)):
-        arrays = None if checkpoint.folder in distrusted else load_arrays(checkpoint)
-        if arrays is not None:
-            return checkpoint, arrays
+        if checkpoint.name not in distrusted and is_whole(checkpoint):
+            return checkpoint
     return None
+
+
+def is_whole(checkpoint: Checkpoint) -> bool:
+    """Whether the bytes of a checkpoint's state are those that were written; read piece by piece, not into memory."""
+    return _read_state(checkpoint, storage.digest_file, str) is not None
 
 
 def load_arrays(checkpoint: Checkpoint) -> Arrays | None:
     """The arrays of a checkpoint; None, with a warning, when its bytes are not those that were written."""
+    data = _read_state(checkpoint, storage.read_bytes, storage.digest)
+    return None if data is None else safetensors.numpy.load(data)
+
+
+def _read_state(checkpoint: Checkpoint, read: Callable[[str], T], digest: Callable[[T], str]) -> T | None:
+    """What `read` makes of the state's file; None, with a warning, when its `digest` is not that of the index."""
     try:
         index = json.loads(storage.read_bytes(storage.join(checkpoint.folder, INDEX)))
-        data = storage.read_bytes(storage.join(checkpoint.folder, STATE))
+        state = read(storage.join(checkpoint.folder, STATE))
     except OutOfReachError:  # no fault of the checkpoint: to pass over it would lose its steps
         raise
     except Exception as error:  # whatever is wrong with a damaged checkpoint, an older one may serve
         logger.warning("%s cannot be read and is passed over: %s", checkpoint.folder, error)
         return None
-    if index.get("format") != FORMAT or storage.digest(data) != index.get("sha256"):
+    if index.get("format") != FORMAT or digest(state) != index.get("sha256"):
         logger.warning("%s: %s has changed since it was written and is passed over", checkpoint.folder, STATE)
         return None
-    arrays: Arrays = safetensors.numpy.load(data)
-    return arrays
+    return state
 
 
 def load_best(run: str) -> tuple[Checkpoint, Arrays] | None:
@@ -141,4 +157,12 @@ def remove_old(run: str, keep: int, written: str | None = None) -> None:
     found = list_checkpoints(run)
     for checkpoint in found[:-keep]:
         if checkpoint != _ranked(found)[0] and checkpoint.folder != written:
+            storage.remove_folder(checkpoint.folder)
+
+
+def remove_distrusted(run: str, distrusted: Collection[str]) -> None:
+    """Delete the checkpoints of these names, but not the best: they would be counted among the newest."""
+    found = list_checkpoints(run)
+    for checkpoint in found:
+        if checkpoint.name in distrusted and (checkpoint.score is None or checkpoint != _ranked(found)[0]):
             storage.remove_folder(checkpoint.folder)

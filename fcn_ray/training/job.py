@@ -6,7 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fcn_ray import cluster, storage
@@ -15,7 +15,8 @@ from fcn_ray.config_text import dump_config, flatten
 from fcn_ray.errors import DivergedError, IncompleteError, ResourceError, StorageError, TerminatedError
 from fcn_ray.reports.progress import format_duration
 from fcn_ray.reports.tracking import Tracker, follow
-from fcn_ray.training.checkpoints import Checkpoint, list_checkpoints, load_newest
+from fcn_ray.training.checkpoints import find_newest, list_checkpoints
+from fcn_ray.training.divergence import Divergence, go_back, read_divergence
 from fcn_ray.training.frequencies import find_class_weights
 from fcn_ray.training.group import Group
 from fcn_ray.training.preflight import Job, prepare
@@ -135,15 +136,13 @@ def _start_record(job: Job) -> dict[str, Any]:
 class _Past:
     """What has happened to a training so far."""
 
+    divergence: Divergence
     failures: int = 0
     """In a row, without a new checkpoint."""
-    rollbacks: int = 0
     rate_factor: float | None = None
     """On the learning rate, once it is known."""
     step: int = -1
     """The last one that a group began at."""
-    diverged_from: set[str] = field(default_factory=set)
-    """Folders of checkpoints that half the rate did not help."""
 
 
 def _run_groups(job: Job, count: int, hear: Callable[[dict[str, Any]], None]) -> None:
@@ -158,9 +157,13 @@ def _run_groups(job: Job, count: int, hear: Callable[[dict[str, Any]], None]) ->
         if record["kind"] not in ("trained", "stopped"):
             hear(record)
 
-    past = _Past()
+    divergence = read_divergence(job)
+    past = _Past(divergence, rate_factor=divergence.rate_factor)
+    if divergence.rollbacks:
+        message = f"it has diverged before, and goes on with {divergence.rate_factor:g} times the learning rate"
+        hear({"kind": "warning", "step": 0, "message": message})
     while "trained" not in told:
-        place = _find_place(job, past.diverged_from)
+        place = find_newest(job.config.out, past.divergence.distrusted)
         step = place.step if place else 0
         past.rate_factor = past.rate_factor or (place.rate_factor if place else 1.0)
         past.failures, past.step = (0 if step > past.step else past.failures), max(step, past.step)
@@ -173,19 +176,19 @@ def _run_groups(job: Job, count: int, hear: Callable[[dict[str, Any]], None]) ->
         except (KeyboardInterrupt, IncompleteError):
             raise
         except Exception as error:
-            hear({"kind": "warning", "step": step, "message": _survive(job, past, place, error)})
+            hear({"kind": "warning", "step": step, "message": _survive(job, past, error)})
         if "trained" not in told:
             count = _wait_again(job)
 
 
-def _survive(job: Job, past: _Past, place: Checkpoint | None, error: Exception) -> str:
-    """Note what ended a group that began at `place`, and say what comes next; raise what no other group can mend."""
+def _survive(job: Job, past: _Past, error: Exception) -> str:
+    """Note what ended a group, and say what comes next; raise what no other group can mend."""
     own = cluster.find_own_error(error)
-    if isinstance(own, DivergedError) and past.rollbacks < job.config.divergence.rollbacks:
-        if place and past.rollbacks:
-            past.diverged_from.add(place.folder)  # half the rate was not enough: go further back
-        past.rollbacks, past.rate_factor = past.rollbacks + 1, (past.rate_factor or 1.0) / 2
-        return f"{own}. Back to the last checkpoint, with {past.rate_factor:g} times the learning rate"
+    if isinstance(own, DivergedError) and past.divergence.rollbacks < job.config.divergence.rollbacks:
+        past.divergence = go_back(job, past.divergence, past.rate_factor or 1.0)
+        past.rate_factor = past.divergence.rate_factor
+        place = "the last checkpoint" if past.divergence.rollbacks == 1 else "the checkpoint before the last"
+        return f"{own}. Back to {place}, with {past.rate_factor:g} times the learning rate"
     if own is not None and not isinstance(own, StorageError):
         raise own from error
     past.failures += 1
@@ -198,12 +201,6 @@ def _survive(job: Job, past: _Past, place: Checkpoint | None, error: Exception) 
         f"the workers failed {past.failures} times, the last time with: {last}. "
         f"Checkpoints are in {job.config.out}: the same command with --resume goes on"
     ) from error
-
-
-def _find_place(job: Job, distrusted: set[str]) -> Checkpoint | None:
-    """The checkpoint to go on from. (Not its arrays: the driver needs none, and they are large.)"""
-    found = load_newest(job.config.out, distrusted)
-    return found[0] if found else None
 
 
 def _wait_again(job: Job) -> int:

@@ -7,14 +7,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fcn_ray import storage
 from fcn_ray.errors import DivergedError, UnavailableError
 from fcn_ray.training.checkpoints import (
     INDEX,
     STATE,
     Checkpoint,
+    find_newest,
+    is_whole,
     list_checkpoints,
+    load_arrays,
     load_best,
-    load_newest,
     remove_old,
     save_checkpoint,
 )
@@ -27,14 +30,14 @@ def _save(run: Path | str, epoch: int, score: float | None = None) -> Checkpoint
 
 
 def test_the_newest_comes_back_whole(tmp_path: Path) -> None:
-    assert load_newest(str(tmp_path)) is None
+    assert find_newest(str(tmp_path)) is None
     _save(tmp_path, 1)
     saved = _save(tmp_path, 2, 0.25)
-    found = load_newest(str(tmp_path))
-    assert found is not None
-    checkpoint, arrays = found
-    assert checkpoint == saved
-    assert (checkpoint.epoch, checkpoint.step, checkpoint.score, checkpoint.metrics) == (2, 20, 0.25, {"loss": 0.5})
+    found = find_newest(str(tmp_path))
+    assert found == saved
+    assert (found.epoch, found.step, found.score, found.metrics) == (2, 20, 0.25, {"loss": 0.5})
+    arrays = load_arrays(found)
+    assert arrays is not None
     np.testing.assert_array_equal(arrays["model/a"], np.full((2, 3), 2, np.float32))
     assert arrays["optimizer/step"] == 20
 
@@ -62,9 +65,19 @@ def test_a_damaged_one_is_passed_over(tmp_path: Path, damage: object) -> None:
     _save(tmp_path, 1)
     newest = _save(tmp_path, 2)
     damage(Path(newest.folder))  # type: ignore[operator]
-    found = load_newest(str(tmp_path))
+    found = find_newest(str(tmp_path))
     assert found is not None
-    assert found[0].epoch == 1
+    assert found.epoch == 1
+    assert load_arrays(newest) is None
+    assert not is_whole(newest)
+
+
+def test_a_state_is_verified_without_room_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver only chooses: a state of gigabytes must not go through its memory."""
+    saved = _save(tmp_path, 1)
+    read = storage.read_bytes
+    monkeypatch.setattr(storage, "read_bytes", lambda uri: b"" if uri.endswith(STATE) else read(uri))
+    assert find_newest(str(tmp_path)) == saved
 
 
 @pytest.mark.s3
@@ -80,11 +93,10 @@ def test_an_outage_is_no_damage(s3: Shim, monkeypatch: pytest.MonkeyPatch) -> No
 
     s3.fail("GET", always=refuse_state)
     with pytest.raises(UnavailableError):
-        load_newest("s3://bucket/run")
+        find_newest("s3://bucket/run")
     s3.fail("none")
-    found = load_newest("s3://bucket/run")
-    assert found is not None
-    assert found[0] == saved
+    found = find_newest("s3://bucket/run")
+    assert found == saved
 
 
 def test_a_state_that_is_not_finite_is_never_written(tmp_path: Path) -> None:
@@ -118,9 +130,8 @@ def test_without_scores_the_newest_is_the_best(tmp_path: Path) -> None:
 
 def test_one_that_is_not_trusted_is_passed_over(tmp_path: Path) -> None:
     older, newer = _save(tmp_path, 1), _save(tmp_path, 2)
-    found = load_newest(str(tmp_path), {newer.folder})
-    assert found is not None
-    assert found[0] == older
+    found = find_newest(str(tmp_path), {newer.name})
+    assert found == older
 
 
 def test_what_was_just_written_stays_though_damaged_ones_of_later_steps_lie_there(tmp_path: Path) -> None:
@@ -128,6 +139,5 @@ def test_what_was_just_written_stays_though_damaged_ones_of_later_steps_lie_ther
         _lose(Path(_save(tmp_path, epoch).folder))
     written = _save(tmp_path, 2)
     remove_old(str(tmp_path), 1, written.folder)
-    found = load_newest(str(tmp_path))
-    assert found is not None
-    assert found[0] == written
+    found = find_newest(str(tmp_path))
+    assert found == written

@@ -10,7 +10,7 @@ import pytest
 from fcn_ray import storage
 from fcn_ray.errors import DataError, DivergedError, IncompleteError, ResourceError, StorageError
 from fcn_ray.training import job as training_job
-from fcn_ray.training.checkpoints import Checkpoint
+from fcn_ray.training.divergence import Divergence
 from fcn_ray.training.group import Group
 from fcn_ray.training.preflight import prepare
 from tests.training.making import tiny_config, write_data
@@ -73,20 +73,19 @@ def test_a_group_that_is_aborted_ends_with_an_error_and_without_a_checkpoint(tmp
 
 
 def _past_of(tmp_path: Path, *errors: Exception) -> tuple[list[str], training_job._Past]:
-    """What is said of the errors, one after the other, of groups that began at checkpoints a, b..."""
+    """What is said of the errors, one after the other."""
     job = prepare(tiny_config(write_data(tmp_path), tmp_path / "out", workers__max_failures=1))
-    past = training_job._Past(rate_factor=1.0)
-    said = []
-    for number, error in enumerate(errors):
-        place = Checkpoint("abc"[number], 0, number, None, job.settings, {})
-        said.append(training_job._survive(job, past, place, error))
-    return said, past
+    past = training_job._Past(Divergence(), rate_factor=1.0)
+    return [training_job._survive(job, past, error) for error in errors], past
 
 
 def test_a_divergence_goes_back_and_the_next_one_further(tmp_path: Path) -> None:
     said, past = _past_of(tmp_path, DivergedError("x"), DivergedError("x"))
-    assert said[1] == "x. Back to the last checkpoint, with 0.25 times the learning rate"
-    assert past.diverged_from == {"b"}
+    assert said == [
+        "x. Back to the last checkpoint, with 0.5 times the learning rate",
+        "x. Back to the checkpoint before the last, with 0.25 times the learning rate",
+    ]
+    assert (past.rate_factor, past.divergence.rollbacks) == (0.25, 2)
     with pytest.raises(DivergedError):
         _past_of(tmp_path, *[DivergedError("x")] * 3)
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from fcn_ray.errors import (
 from fcn_ray.images.codec import decode_label
 from fcn_ray.training import job as training_job
 from fcn_ray.training import promotion
-from fcn_ray.training.checkpoints import Arrays, Checkpoint, list_checkpoints, load_arrays, load_newest, save_checkpoint
+from fcn_ray.training.checkpoints import Arrays, Checkpoint, find_newest, list_checkpoints, load_arrays, save_checkpoint
 from fcn_ray.training.curve import read_curve
 from fcn_ray.training.job import TrainReport, train
 from fcn_ray.training.preflight import prepare
@@ -52,9 +53,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _final_state(out: Path) -> dict[str, np.ndarray]:
-    found = load_newest(str(out))
-    assert found is not None
-    return found[1]
+    newest = find_newest(str(out))
+    assert newest is not None
+    arrays = load_arrays(newest)
+    assert arrays is not None
+    return arrays
 
 
 def _command(config: TrainConfig, file: Path) -> list[str]:
@@ -322,12 +325,12 @@ def test_a_checkpoint_that_only_the_driver_can_read_ends_the_job_instead_of_star
     config = tiny_config(data, out, resume=True)
     chosen = save_checkpoint(str(out), Checkpoint("", 1, 3, None, prepare(config).settings, {}), {})
 
-    def load_and_lose(run: str, distrusted: set[str]) -> tuple[Checkpoint, Arrays] | None:
-        found = load_newest(run, distrusted)
+    def find_and_lose(run: str, distrusted: Collection[str]) -> Checkpoint | None:
+        found = find_newest(run, distrusted)
         shutil.rmtree(chosen.folder)  # the worker looks at its own disk, where it never was
         return found
 
-    monkeypatch.setattr(training_job, "load_newest", load_and_lose)
+    monkeypatch.setattr(training_job, "find_newest", find_and_lose)
     with pytest.raises(StorageError, match=f"worker 0 cannot read {chosen.folder}: is `out` on shared storage"):
         train(config)
     assert list_checkpoints(str(out)) == []

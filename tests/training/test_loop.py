@@ -15,7 +15,7 @@ from fcn_ray.config import TrainConfig
 from fcn_ray.config_text import load_config
 from fcn_ray.errors import DivergedError, StorageError
 from fcn_ray.labels import LabelSet
-from fcn_ray.training.checkpoints import list_checkpoints, load_newest
+from fcn_ray.training.checkpoints import find_newest, list_checkpoints
 from fcn_ray.training.curve import read_curve
 from fcn_ray.training.feeding import Feeder
 from fcn_ray.training.preflight import prepare
@@ -72,9 +72,9 @@ def test_a_storage_that_fails_costs_a_checkpoint_and_not_the_training(tmp_path: 
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert told[-1]["kind"] == "warning"
     assert "no checkpoint of step 5, those before it stay" in told[-1]["message"]
-    found = load_newest(worker.job.config.out)
+    found = find_newest(worker.job.config.out)
     assert found is not None
-    assert found[0].step == 4
+    assert found.step == 4
 
 
 def test_a_storage_that_never_worked_ends_the_training(tmp_path: Path) -> None:
