@@ -2,7 +2,8 @@
 
 A checkpoint is a folder `checkpoints/<step:08>-<token>/` with `state.safetensors` (every weight and optimizer variable)
 and `checkpoint.json` (epoch, step, scores, and size and sha256 of the state). A folder without that last file, or with
-other bytes than it says, was torn by a crash or damaged: it is passed over, and the one before it is used.
+other bytes than it says, was torn by a crash or damaged: it is passed over, and the one before it is used. (What has no
+index is deleted when a driver starts.)
 """
 
 from __future__ import annotations
@@ -166,3 +167,15 @@ def remove_distrusted(run: str, distrusted: Collection[str]) -> None:
     for checkpoint in found:
         if checkpoint.name in distrusted and (checkpoint.score is None or checkpoint != _ranked(found)[0]):
             storage.remove_folder(checkpoint.folder)
+
+
+def remove_torn(run: str) -> None:
+    """Delete what a crash left of checkpoints: folders whose index is not there, or is no JSON. No worker may run."""
+    for name in storage.list_folders(storage.join(run, "checkpoints")):
+        folder = storage.join(run, "checkpoints", name)
+        index = storage.join(folder, INDEX)
+        try:
+            json.loads(storage.read_bytes(index) if storage.is_file(index) else b"")
+        except ValueError:
+            logger.warning("%s is not whole and is deleted", folder)
+            storage.remove_folder(folder)

@@ -15,7 +15,7 @@ from fcn_ray.config_text import dump_config, flatten
 from fcn_ray.errors import DivergedError, IncompleteError, ResourceError, StorageError, TerminatedError
 from fcn_ray.reports.progress import format_duration
 from fcn_ray.reports.tracking import Tracker, follow
-from fcn_ray.training.checkpoints import find_newest, list_checkpoints
+from fcn_ray.training.checkpoints import find_newest, list_checkpoints, remove_torn
 from fcn_ray.training.divergence import Divergence, go_back, read_divergence
 from fcn_ray.training.frequencies import find_class_weights
 from fcn_ray.training.group import Group
@@ -80,6 +80,7 @@ def _train(
     cluster.connect(job.config.address, cpus=workers.count * workers.cpus + INGEST_CPUS, verbose=verbose)
     count = _wait_for_room(job)
     job = _with_class_weights(job)
+    remove_torn(job.config.out)
     storage.replace(storage.join(job.config.out, "config.yaml"), dump_config(job.config).encode())
     with follow(found) as track:
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from fcn_ray.training.checkpoints import (
     load_arrays,
     load_best,
     remove_old,
+    remove_torn,
     save_checkpoint,
 )
 from tests.s3 import Shim, answer
@@ -80,6 +82,16 @@ def test_a_state_is_verified_without_room_for_it(tmp_path: Path, monkeypatch: py
     assert find_newest(str(tmp_path)) == saved
 
 
+def _refuse(name: str) -> Callable[..., Any]:
+    """A store that does not answer for files of this name."""
+
+    def refuse(app: Any, environ: dict[str, Any], start_response: Any) -> Any:
+        refused = environ["PATH_INFO"].endswith(name)
+        return (partial(answer("503 Slow Down", "SlowDown"), app) if refused else app)(environ, start_response)
+
+    return refuse
+
+
 @pytest.mark.s3
 def test_an_outage_is_no_damage(s3: Shim, monkeypatch: pytest.MonkeyPatch) -> None:
     """To pass over a checkpoint because its store is silent would throw its steps away."""
@@ -87,11 +99,7 @@ def test_an_outage_is_no_damage(s3: Shim, monkeypatch: pytest.MonkeyPatch) -> No
     saved = _save("s3://bucket/run", 2)
     monkeypatch.setenv("FCN_RAY_PATIENCE_SECONDS", "0.05")
 
-    def refuse_state(app: Any, environ: dict[str, Any], start_response: Any) -> Any:
-        refused = environ["PATH_INFO"].endswith(STATE)
-        return (partial(answer("503 Slow Down", "SlowDown"), app) if refused else app)(environ, start_response)
-
-    s3.fail("GET", always=refuse_state)
+    s3.fail("GET", always=_refuse(STATE))
     with pytest.raises(UnavailableError):
         find_newest("s3://bucket/run")
     s3.fail("none")
@@ -141,3 +149,28 @@ def test_what_was_just_written_stays_though_damaged_ones_of_later_steps_lie_ther
     remove_old(str(tmp_path), 1, written.folder)
     found = find_newest(str(tmp_path))
     assert found == written
+
+
+def test_what_a_crash_left_of_checkpoints_is_deleted_and_nothing_else(tmp_path: Path) -> None:
+    remove_torn(str(tmp_path))
+    whole, torn, garbled, without_state = (_save(tmp_path, epoch) for epoch in (1, 2, 3, 4))
+    _tear(Path(torn.folder))
+    _garble(Path(garbled.folder))
+    _lose(Path(without_state.folder))
+    begun = Path(whole.folder).parent / "00000050-0123abcd"
+    begun.mkdir()
+    (begun / ".tmp-1").write_bytes(b"half a state")
+    remove_torn(str(tmp_path))
+    assert sorted(begun.parent.iterdir()) == [Path(whole.folder), Path(without_state.folder)]
+
+
+@pytest.mark.s3
+def test_what_a_silent_store_does_not_show_is_not_deleted(s3: Shim, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = _save("s3://bucket/run", 1)
+    torn = _save("s3://bucket/run", 2)
+    s3.fail("GET", always=_refuse(INDEX))
+    monkeypatch.setenv("FCN_RAY_PATIENCE_SECONDS", "0.05")
+    with pytest.raises(UnavailableError):
+        remove_torn("s3://bucket/run")
+    s3.fail("none")
+    assert list_checkpoints("s3://bucket/run") == [saved, torn]
