@@ -240,11 +240,18 @@ def _stop(job: Job, group: Group, told: dict[str, dict[str, Any]], interrupt: Ke
         logger.warning("the workers failed while they stopped: %s", cluster.last_line(error))
     if not isinstance(interrupt, TerminatedError):
         raise interrupt
-    stopped = told.get("stopped")
-    saved = f"checkpoint {stopped['folder']}" if stopped and stopped["folder"] else "no checkpoint of the last steps"
+    saved = _describe_last(told)
     raise IncompleteError(
         f"stopped by SIGTERM, {saved}: the same command with --resume goes on from {job.config.out}"
     ) from interrupt
+
+
+def _describe_last(told: dict[str, dict[str, Any]]) -> str:
+    """The checkpoint that workers left which were asked to stop; they may not have come to say so."""
+    stopped, saved = told.get("stopped"), told.get("checkpoint")
+    if stopped and stopped["folder"]:
+        return f"checkpoint {stopped['folder']}"
+    return f"last checkpoint {saved['folder']}" if saved and not stopped else "no checkpoint of the last steps"
 
 
 def _wait_for_room(job: Job) -> int:

@@ -93,6 +93,8 @@ class Worker:
     """That this group has made."""
     skipped: int = 0
     """Steps in a row that were not finite, up to now."""
+    asked_to_stop: bool = False
+    """By some worker, in the last step; all workers agree on it."""
 
     @property
     def job(self) -> Job:
@@ -135,7 +137,8 @@ def run_worker(orders: Orders) -> None:
             worker.tell({"kind": "stopped", "step": position.step, "folder": save(worker)})
             return
         position.epoch, position.remaining, position.losses = position.epoch + 1, whole_epoch(job), (0.0, 0)
-        _end_epoch(worker, predict, metrics | {"epoch": position.epoch, "step": position.step})
+        if _end_epoch(worker, predict, metrics | {"epoch": position.epoch, "step": position.step}):
+            return
     worker.tell({"kind": "trained", "step": position.step})
 
 
@@ -151,20 +154,31 @@ def _unscored(orders: Orders) -> Checkpoint | None:
     return chosen if chosen and ended and _is_scored(orders.job, chosen.epoch) else None
 
 
-def _end_epoch(worker: Worker, predict: Predict, metrics: dict[str, Any]) -> None:
-    """Validate when it is due, save, tell."""
+def _end_epoch(worker: Worker, predict: Predict, metrics: dict[str, Any]) -> bool:
+    """Validate when it is due, save, tell. True when the training stops here, as it was asked to.
+
+    A validation that is still to come is left to the group that goes on: it may take longer than whoever asks waits.
+    """
     job, scored = worker.job, _is_scored(worker.job, worker.position.epoch)
     # A validation takes long, and the epoch is worth keeping.
     unscored = save(worker, None, metrics) if scored else None
+    if scored and worker.asked_to_stop:
+        worker.tell({"kind": "stopped", "step": worker.position.step, "folder": unscored})
+        return True
     result = validate(worker.replica, predict, job, worker.feeder) if scored else None
     if result:
         metrics |= {"val": result.scores.to_dict(), "val_data": job.val_digest, "precision": job.config.precision}
         _watch_for_collapse(worker, predicts_one_class(result.confusion, job.labels))
     _keep_curve(worker, {"kind": "epoch", **metrics})
-    if save(worker, _known(result.scores.mean_iou) if result else None, metrics) and unscored:
+    folder = save(worker, _known(result.scores.mean_iou) if result else None, metrics)
+    if folder and unscored:
         storage.remove_folder(unscored)
     worker.tell({"kind": "epoch", **metrics})
     ray.train.report({"epoch": worker.position.epoch, "loss": metrics["loss"]})
+    stops = worker.asked_to_stop and worker.position.epoch < job.config.epochs
+    if stops:
+        worker.tell({"kind": "stopped", "step": worker.position.step, "folder": folder})
+    return stops
 
 
 def _keep_curve(worker: Worker, record: dict[str, Any]) -> None:
@@ -276,7 +290,7 @@ def train_epoch(worker: Worker) -> dict[str, Any] | None:
     whole, lately = Meter(config.batch_size), Meter(config.batch_size)
     for number, batch, wait in time_each(_stream_share(worker, shares)):
         outcome = worker.step(batch[ingest.IMAGE], batch[ingest.LABEL], stop=worker.stopping.is_set())
-        position.step += 1
+        position.step, worker.asked_to_stop = position.step + 1, outcome.stop
         worker.skipped = 0 if outcome.taken else worker.skipped + 1
         if not outcome.taken:
             _skip(worker, outcome.loss)

@@ -108,3 +108,15 @@ def test_room_that_does_not_come_is_waited_for_and_then_refused(tmp_path: Path) 
         ResourceError, match=r"1 workers of 50 CPUs each do not fit.* after 1\.5 s; workers.wait_seconds waits"
     ):
         training_job._wait_for_room(prepare(config))
+
+
+def test_whoever_stops_a_training_hears_of_its_last_checkpoint() -> None:
+    """Also when a validation after it took longer than the driver waits."""
+    saved, stopped, lost = {"folder": "a"}, {"folder": "b"}, {"folder": None}
+    for told, text in [
+        ({"checkpoint": saved, "stopped": stopped}, "checkpoint b"),
+        ({"checkpoint": saved}, "last checkpoint a"),
+        ({"checkpoint": saved, "stopped": lost}, "no checkpoint of the last steps"),
+        ({}, "no checkpoint of the last steps"),
+    ]:
+        assert training_job._describe_last(told) == text

@@ -210,3 +210,47 @@ def test_a_curve_that_cannot_be_written_costs_no_training(tmp_path: Path) -> Non
     (out / "metrics.jsonl").unlink()
     _keep_curve(worker, {"kind": "epoch", "epoch": 2})
     assert read_curve(str(out)) == [{"kind": "epoch", "epoch": 2}]
+
+
+@pytest.mark.parametrize(
+    ("val", "ended", "kinds"),
+    [
+        ("train.parquet", 0, ["checkpoint", "stopped"]),
+        ("train.parquet", 1, ["checkpoint", "stopped"]),
+        (None, 0, ["checkpoint", "epoch", "stopped"]),
+        (None, 1, ["checkpoint", "epoch"]),
+    ],
+    ids=["validated", "validated_last", "not_validated", "not_validated_last"],
+)
+def test_workers_asked_to_stop_in_the_last_step_of_an_epoch_do_not_validate_it_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, val: str | None, ended: int, kinds: list[str]
+) -> None:
+    """The validation is left to the group that goes on; without one the training has ended, if it has."""
+    import ray.train
+
+    from fcn_ray.training import loop
+    from fcn_ray.training.step import Outcome
+
+    worker, told = _worker(tmp_path, log_steps=100, **({"val": str(tmp_path / val)} if val else {}))
+    worker.position.epoch, worker.position.step = ended, 3 * ended
+    batch = {"image": np.zeros((4, 8, 8, 3), np.uint8), "label": np.zeros((4, 8, 8), np.uint8)}
+
+    def stream(*_: Any) -> Any:
+        for number in range(3):
+            if number == 2:
+                worker.stopping.set()
+            yield batch
+
+    monkeypatch.setattr(loop, "_stream_share", stream)
+    monkeypatch.setattr(ray.train, "report", lambda _: None)
+    monkeypatch.setattr(worker, "step", lambda *_, stop: Outcome(0.5, True, stop))
+    metrics = loop.train_epoch(worker)
+    assert metrics is not None, "the epoch is complete"
+    worker.position.epoch += 1
+    stops = loop._end_epoch(worker, None, metrics | {"epoch": ended + 1, "step": worker.position.step})
+    told = [record for record in told if record["kind"] != "step"]
+    assert [record["kind"] for record in told] == kinds
+    (saved,) = list_checkpoints(worker.job.config.out)
+    assert (saved.epoch, saved.remaining, "val" in saved.metrics) == (ended + 1, None, False)
+    assert stops == (kinds[-1] == "stopped")
+    assert told[-1].get("folder", saved.folder) == saved.folder
