@@ -89,8 +89,6 @@ class Worker:
     position: Position
     feeder: Feeder
     stopping: threading.Event = field(default_factory=threading.Event)
-    validations: int = 0
-    """That this group has made."""
     skipped: int = 0
     """Steps in a row that were not finite, up to now."""
     asked_to_stop: bool = False
@@ -193,8 +191,8 @@ def _keep_curve(worker: Worker, record: dict[str, Any]) -> None:
 
 def _watch_for_collapse(worker: Worker, name: str | None) -> None:
     """Warn of a network that predicts one class only; early on every network does."""
-    worker.validations += 1
-    if name is not None and worker.validations > EARLY_VALIDATIONS:
+    validations = worker.position.epoch // worker.job.config.val_every  # of the run: a group may begin in its midst
+    if name is not None and validations > EARLY_VALIDATIONS:
         worker.warn(f"nearly every validation pixel is predicted as {name}: has the training collapsed?")
 
 
@@ -228,7 +226,9 @@ def _start(replica: Replica, orders: Orders) -> Position:
     arrays = load_arrays(chosen)
     if arrays is None:
         raise StorageError(f"worker {replica.rank} cannot read {chosen.folder}: is `out` on shared storage?")
-    replica.assign(arrays)
+    if not replica.assign(arrays) and replica.rank == 0:
+        message = f"{chosen.folder} is of a training without optimizer.momentum: it starts at 0"
+        orders.tell({"kind": "warning", "step": chosen.step, "message": message})
     total, count = chosen.metrics.get("losses", (0.0, 0))
     return Position(chosen.epoch, chosen.step, chosen.remaining or whole_epoch(orders.job), (total, count))
 
@@ -269,12 +269,15 @@ def save(worker: Worker, score: float | None = None, metrics: dict[str, Any] | N
     draft = Checkpoint("", position.epoch, position.step, score, settings, about, remaining, factor)
     try:
         folder = save_checkpoint(config.out, draft, worker.replica.arrays()).folder
-        remove_old(config.out, config.keep_checkpoints, folder)
     except StorageError as error:
         if not list_checkpoints(config.out):
             raise
         worker.warn(f"no checkpoint of step {position.step}, those before it stay: {error}")
         return None
+    try:
+        remove_old(config.out, config.keep_checkpoints, folder)
+    except StorageError as error:
+        worker.warn(f"the checkpoint of step {position.step} is written, but older ones could not be deleted: {error}")
     worker.tell({"kind": "checkpoint", "step": position.step, "epoch": position.epoch, "folder": folder})
     return folder
 

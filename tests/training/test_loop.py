@@ -77,6 +77,49 @@ def test_a_storage_that_fails_costs_a_checkpoint_and_not_the_training(tmp_path: 
     assert found.step == 4
 
 
+def test_a_checkpoint_is_told_though_older_ones_cannot_be_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fcn_ray.training import loop
+
+    def fail(*_: Any) -> None:
+        raise StorageError("the store is gone")
+
+    worker, told = _worker(tmp_path)
+    monkeypatch.setattr(loop, "remove_old", fail)
+    folder = loop.save(worker)
+    (saved,) = list_checkpoints(worker.job.config.out)
+    assert folder == saved.folder == told[-1]["folder"]
+    assert told[0]["message"] == (
+        "the checkpoint of step 4 is written, but older ones could not be deleted: the store is gone"
+    )
+
+
+def test_momentum_that_a_checkpoint_does_not_know_starts_at_zero(tmp_path: Path) -> None:
+    """`optimizer.momentum` may change on the way, as the rate may."""
+    from fcn_ray.training.loop import Orders, _start, save
+
+    plain, _ = _worker(tmp_path, optimizer__momentum=0)
+    plain.replica.model.variables[0].assign_add(np.ones(plain.replica.model.variables[0].shape, np.float32))
+    save(plain)
+    (saved,) = list_checkpoints(plain.job.config.out)
+    heavy, told = _worker(tmp_path, optimizer__momentum=0.5, resume=True)
+    assert heavy.job.settings == saved.settings
+    position = _start(heavy.replica, Orders(heavy.job, saved, 1.0, told.append, None, {}))
+    assert position.step == 4
+    before, after = plain.replica.arrays(), heavy.replica.arrays()
+    for name in before:
+        np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+    slots = after.keys() - before.keys()
+    assert len(slots) == len(heavy.replica.model.trainable_variables)
+    assert not any(after[name].any() for name in slots)
+    assert [record["message"].partition(" is of ")[2] for record in told] == [
+        "a training without optimizer.momentum: it starts at 0"
+    ]
+    with pytest.raises(KeyError):
+        heavy.replica.assign({name: before[name] for name in list(before)[1:]})
+
+
 def test_a_storage_that_never_worked_ends_the_training(tmp_path: Path) -> None:
     from fcn_ray.training.loop import save
 
@@ -147,13 +190,15 @@ def test_a_first_loss_far_above_that_of_guessing_is_told(tmp_path: Path) -> None
 
 
 def test_a_network_that_predicts_one_class_is_told_but_not_at_once(tmp_path: Path) -> None:
+    """Of whatever group it is the first validation: the third of the run is at the end of the sixth epoch here."""
     from fcn_ray.training.loop import _watch_for_collapse
 
-    worker, told = _worker(tmp_path)
-    for _ in range(2):
-        _watch_for_collapse(worker, "road")
+    worker, told = _worker(tmp_path, val_every=2)
+    for epoch, name in [(2, "road"), (4, "road"), (6, None)]:
+        worker.position.epoch = epoch
+        _watch_for_collapse(worker, name)
     assert told == []
-    _watch_for_collapse(worker, None)
+    worker.position.epoch = 6
     _watch_for_collapse(worker, "road")
     assert [record["message"].split(":")[0] for record in told] == [
         "nearly every validation pixel is predicted as road"
