@@ -179,6 +179,28 @@ def count_nodes(*, cpus: float) -> int:
 
 def find_own_error(error: BaseException) -> FcnRayError | None:
     """The FcnRayError at the root of what Ray raised, if one is: the user's data or settings, which no retry mends."""
+    for found in _causes(error):
+        if isinstance(found, FcnRayError):
+            # Ray raises a class made of its own and ours, whose text is a traceback; the cause is what was raised.
+            return getattr(found, "cause", found)
+    return None
+
+
+MISTAKES = (TypeError, ValueError, LookupError, AttributeError, NameError, AssertionError, ImportError)
+"""What code raises that is wrong, or wrongly installed, each time that it runs."""
+
+
+def is_mistake(error: BaseException) -> bool:
+    """Whether a group of workers was ended by a mistake, which no retry mends, and not by a worker's death."""
+    failures = getattr(error, "worker_failures", {}).values()
+    # After a death, of which Ray itself tells, the others may fail in any way.
+    if any(type(failure).__module__.startswith("ray.") and not isinstance(failure, MISTAKES) for failure in failures):
+        return False
+    return any(isinstance(found, MISTAKES) for failure in failures for found in _causes(failure))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and all that it came of, over whatever Ray has wrapped around it."""
     seen: set[int] = set()
     pending: list[Any] = [error]
     while pending:
@@ -186,12 +208,9 @@ def find_own_error(error: BaseException) -> FcnRayError | None:
         if found is None or id(found) in seen:
             continue
         seen.add(id(found))
-        if isinstance(found, FcnRayError):
-            # Ray raises a class made of its own and ours, whose text is a traceback; the cause is what was raised.
-            return getattr(found, "cause", found)
+        yield found
         pending += [getattr(found, name, None) for name in ("__cause__", "__context__", "cause", "_base_exc")]
         pending += list(getattr(found, "worker_failures", {}).values())
-    return None
 
 
 TASKS_PER_CPU = 2

@@ -192,6 +192,8 @@ def _survive(job: Job, past: _Past, error: Exception) -> str:
         return f"{own}. Back to {place}, with {past.rate_factor:g} times the learning rate"
     if own is not None and not isinstance(own, StorageError):
         raise own from error
+    if own is None and cluster.is_mistake(error):
+        raise error
     past.failures += 1
     last = cluster.last_line(error)
     if past.failures <= job.config.workers.max_failures:

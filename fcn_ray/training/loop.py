@@ -19,7 +19,7 @@ import ray.train
 import tensorflow as tf
 
 from fcn_ray import storage
-from fcn_ray.errors import DivergedError, StorageError
+from fcn_ray.errors import ConfigError, DivergedError, StorageError
 from fcn_ray.models.prediction import build_predict_fn
 from fcn_ray.training import ingest, order
 from fcn_ray.training.checkpoints import Checkpoint, list_checkpoints, load_arrays, remove_old, save_checkpoint
@@ -207,12 +207,12 @@ def whole_epoch(job: Job) -> order.Ranges:
 
 
 def _check_storage(job: Job) -> None:
-    """Raise StorageError when this worker's machine does not see the folders that the driver sees."""
+    """Raise ConfigError, which is not tried again, when this worker's machine does not see the driver's folders."""
     uri = storage.join(job.config.out, "config.yaml")
     for seen in (uri, job.train_pieces[0].path):
         if not storage.is_file(seen):
             rank = ray.train.get_context().get_world_rank()
-            raise StorageError(
+            raise ConfigError(
                 f"worker {rank} on node {ray.util.get_node_ip_address()} does not see {seen}, which the driver sees: "
                 "put `data` and `out` on storage that all nodes share"
             )

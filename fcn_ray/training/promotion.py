@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 
-from fcn_ray.bundle import Bundle, load_bundle, save_bundle
+from fcn_ray.bundle import Bundle, TakenError, load_bundle, save_bundle
 from fcn_ray.config import Precision
 from fcn_ray.errors import BundleError, StorageError, redact
 from fcn_ray.models.metrics import Confusion, confusion_matrix, scores
@@ -207,9 +207,10 @@ def write_bundle(model: keras.Model, job: Job, checkpoint: Checkpoint, metrics: 
     parts = (model, job.spec, job.labels, job.preprocessing, metadata, find_precision(checkpoint, metrics))
     folder = f"{job.config.out}/bundle"
     try:
-        return load_bundle(save_bundle(folder, *parts).folder)
-    except BundleError:
-        return load_bundle(save_bundle(f"{folder}-epoch-{checkpoint.epoch}", *parts).folder)
+        saved = save_bundle(folder, *parts)
+    except TakenError:
+        saved = save_bundle(f"{folder}-epoch-{checkpoint.epoch}", *parts)
+    return load_bundle(saved.folder)
 
 
 def find_precision(checkpoint: Checkpoint, metrics: dict[str, Any]) -> Precision:

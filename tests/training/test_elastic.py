@@ -6,6 +6,8 @@ import threading
 from pathlib import Path
 
 import pytest
+import ray
+from ray.train import WorkerGroupError
 
 from fcn_ray import storage
 from fcn_ray.errors import DataError, DivergedError, IncompleteError, ResourceError, StorageError
@@ -99,6 +101,20 @@ def test_a_storage_that_fails_once_is_tried_again_and_a_mistake_is_not(tmp_path:
         _past_of(tmp_path, DataError("row 7"))
     with pytest.raises(IncompleteError, match="the workers failed 2 times, the last time with: gone"):
         _past_of(tmp_path, RuntimeError("gone"), RuntimeError("gone"))
+
+
+def test_a_mistake_of_the_code_is_not_tried_again_but_a_death_is(tmp_path: Path) -> None:
+    """Whatever the other workers raise once one of them is gone."""
+    mistake = WorkerGroupError("KeyError: 'model/x'", {0: KeyError("model/x"), 1: RuntimeError("peer gone")})
+    with pytest.raises(WorkerGroupError, match="model/x"):
+        _past_of(tmp_path, mistake)
+    caused = RuntimeError("wrapped")
+    caused.__cause__ = TypeError("2 arguments")
+    with pytest.raises(WorkerGroupError):
+        _past_of(tmp_path, WorkerGroupError("wrapped", {1: caused}))
+    death = WorkerGroupError("gone", {0: ray.exceptions.ActorDiedError(), 1: ValueError("closed")})
+    for error in (death, RuntimeError("ended without a word"), WorkerGroupError("oom", {0: MemoryError()})):
+        assert _past_of(tmp_path, error)[0][0].startswith("workers failed")
 
 
 @pytest.mark.usefixtures("ray_session")

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
 
-from fcn_ray.bundle import Bundle, load_bundle
+from fcn_ray.bundle import Bundle, load_bundle, save_bundle
 from fcn_ray.config import ModelConfig, TrainConfig
 from fcn_ray.config_text import dump_config
 from fcn_ray.errors import (
@@ -287,6 +287,26 @@ def test_a_second_and_different_bundle_gets_its_epochs_name_and_the_first_stays(
     assert [Path(bundle.folder).name for bundle in bundles] == ["bundle", "bundle-epoch-2", "bundle-epoch-2"]
     assert bundles[0].digest != bundles[1].digest == bundles[2].digest
     assert files == [files[0]] * 3
+
+
+def test_a_network_that_makes_no_bundle_is_not_tried_under_another_name(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fcn_ray.models.fcn import build_fcn
+
+    job = prepare(tiny_config(data, tmp_path / "out"))
+    model = build_fcn(job.spec, seed=1)
+    model.variables[0].assign(np.full(model.variables[0].shape, np.inf, np.float32))
+    tried: list[str] = []
+
+    def save(folder: str, *parts: Any) -> Bundle:
+        tried.append(Path(folder).name)
+        return save_bundle(folder, *parts)
+
+    monkeypatch.setattr(promotion, "save_bundle", save)
+    with pytest.raises(BundleError, match="not finite"):
+        promotion.write_bundle(model, job, Checkpoint("", 1, 3, None, "", {}), {}, "fcn-ray train")
+    assert tried == ["bundle"]
 
 
 def test_a_checkpoint_that_scores_otherwise_in_a_fresh_process_is_no_bundle() -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from fcn_ray.config import TrainConfig
 from fcn_ray.config_text import load_config
-from fcn_ray.errors import DivergedError, StorageError
+from fcn_ray.errors import ConfigError, DivergedError, StorageError
 from fcn_ray.labels import LabelSet
 from fcn_ray.training.checkpoints import find_newest, list_checkpoints
 from fcn_ray.training.curve import read_curve
@@ -232,14 +232,14 @@ def test_a_worker_that_does_not_see_what_the_driver_sees_says_so(
 
     worker, _ = _worker(tmp_path)
     monkeypatch.setattr(ray.train, "get_context", Context)
-    with pytest.raises(StorageError, match=r"worker 3 on node .* does not see .*/out/config\.yaml"):
+    with pytest.raises(ConfigError, match=r"worker 3 on node .* does not see .*/out/config\.yaml"):
         _check_storage(worker.job)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "config.yaml").write_text("")
     _check_storage(worker.job)
     shutil.rmtree(tmp_path / "out")
     (tmp_path / "train.parquet").unlink()
-    with pytest.raises(StorageError, match="put `data` and `out` on storage that all nodes share"):
+    with pytest.raises(ConfigError, match="put `data` and `out` on storage that all nodes share"):
         _check_storage(worker.job)
 
 
