@@ -143,6 +143,13 @@ def count_room(*, cpus: float, gpus: float, spare_cpus: float) -> int:
     return max(0, min(_fits(nodes, cpus, gpus), int((cluster_cpus - spare_cpus) / cpus + 1e-9)))
 
 
+def count_free(*, cpus: float, gpus: float) -> int:
+    """Processes of `cpus` and `gpus` each for which nobody holds the resources now; the most, if nodes share them."""
+    free = ray.available_resources()
+    fits = int(free.get("CPU", 0.0) / cpus + 1e-9)
+    return min(fits, int(free.get("GPU", 0.0) / gpus + 1e-9)) if gpus else fits
+
+
 def count_cpus() -> dict[str, float]:
     """CPUs of each node that is there, by Ray's id of it."""
     return {node["NodeID"]: node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]}
@@ -199,6 +206,12 @@ def is_mistake(error: BaseException) -> bool:
     return any(isinstance(found, MISTAKES) for failure in failures for found in _causes(failure))
 
 
+def is_start_timeout(error: BaseException) -> bool:
+    """Whether Ray Train waited in vain for the resources of a group of workers."""
+    # No public module has this class.
+    return any(type(found).__name__ == "WorkerGroupStartupTimeoutError" for found in _causes(error))
+
+
 def _causes(error: BaseException) -> Iterator[BaseException]:
     """The error and all that it came of, over whatever Ray has wrapped around it."""
     seen: set[int] = set()
@@ -209,7 +222,8 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
             continue
         seen.add(id(found))
         yield found
-        pending += [getattr(found, name, None) for name in ("__cause__", "__context__", "cause", "_base_exc")]
+        links = ("__cause__", "__context__", "cause", "_base_exc", "controller_failure")
+        pending += [getattr(found, name, None) for name in links]
         pending += list(getattr(found, "worker_failures", {}).values())
 
 

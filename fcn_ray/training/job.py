@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
 from fcn_ray import cluster, storage
-from fcn_ray.config import TrainConfig, WorkersConfig
+from fcn_ray.config import TrainConfig
 from fcn_ray.config_text import dump_config, flatten
-from fcn_ray.errors import DivergedError, IncompleteError, ResourceError, StorageError, TerminatedError
+from fcn_ray.errors import DivergedError, IncompleteError, StorageError, TerminatedError
 from fcn_ray.reports.progress import format_duration
 from fcn_ray.reports.tracking import Tracker, follow
 from fcn_ray.training.checkpoints import find_newest, list_checkpoints, remove_torn
@@ -21,15 +20,16 @@ from fcn_ray.training.frequencies import find_class_weights
 from fcn_ray.training.group import Group
 from fcn_ray.training.preflight import Job, prepare
 from fcn_ray.training.promotion import Promotion, promote
+from fcn_ray.training.room import INGEST_CPUS, count_free, count_room, find_smaller, wait_again, wait_for_room
 from fcn_ray.training.seeing import trackers, write_report
 
 logger = logging.getLogger(__name__)
 
-INGEST_CPUS = 1
-"""CPUs that must be free beside the workers, to read and decode their input."""
-
 LOOK_SECONDS, LOOKS = 10.0, 3
 """Between two looks at the cluster while a group runs, and how often it must look the same before something is done."""
+
+HOLD_SECONDS = 600.0
+"""That a group stays small, once a larger one could not be started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def _train(
     start = time.monotonic()
     workers = job.config.workers
     cluster.connect(job.config.address, cpus=workers.count * workers.cpus + INGEST_CPUS, verbose=verbose)
-    count = _wait_for_room(job)
+    count = wait_for_room(job)
     job = _with_class_weights(job)
     remove_torn(job.config.out)
     storage.replace(storage.join(job.config.out, "config.yaml"), dump_config(job.config).encode())
@@ -95,7 +95,7 @@ def _train(
         hear(_start_record(job))
         _run_groups(job, count, hear)
         with cluster.own_errors():
-            promotion = promote(job, _wait_again(job))
+            promotion = promote(job, wait_again(job))
         bundle, metrics = promotion.bundle, promotion.bundle.metadata["metrics"]
         epoch = promotion.checkpoint.epoch
         hear({"kind": "bundle", "folder": bundle.folder, "digest": bundle.digest, "epoch": epoch, "metrics": metrics})
@@ -144,6 +144,10 @@ class _Past:
     """On the learning rate, once it is known."""
     step: int = -1
     """The last one that a group began at."""
+    most: int | None = None
+    """Workers that the next group may have, when that is less than the nodes can hold: other jobs have them."""
+    held_until: float = 0.0
+    """By the monotonic clock: `most` stays as it is, and the group does not grow."""
 
 
 def _run_groups(job: Job, count: int, hear: Callable[[dict[str, Any]], None]) -> None:
@@ -168,22 +172,27 @@ def _run_groups(job: Job, count: int, hear: Callable[[dict[str, Any]], None]) ->
         step = place.step if place else 0
         past.rate_factor = past.rate_factor or (place.rate_factor if place else 1.0)
         past.failures, past.step = (0 if step > past.step else past.failures), max(step, past.step)
+        past.most = past.most if time.monotonic() < past.held_until else None
         told.pop("stopped", None)
         hear({"kind": "workers", "count": count, "step": step})
         try:
-            _run_group(job, Group(job, count, place, past.rate_factor, listen), count, told)
+            _run_group(job, Group(job, count, place, past.rate_factor, listen), count, told, past)
             if not {"trained", "stopped"} & told.keys():
                 raise RuntimeError("the workers ended without a word")
         except (KeyboardInterrupt, IncompleteError):
             raise
         except Exception as error:
-            hear({"kind": "warning", "step": step, "message": _survive(job, past, error)})
+            hear({"kind": "warning", "step": step, "message": _survive(job, past, count, error)})
         if "trained" not in told:
-            count = _wait_again(job)
+            room = wait_again(job)
+            count = min(room, past.most or room)
 
 
-def _survive(job: Job, past: _Past, error: Exception) -> str:
-    """Note what ended a group, and say what comes next; raise what no other group can mend."""
+def _survive(job: Job, past: _Past, count: int, error: Exception) -> str:
+    """Note what ended a group of `count`, and say what comes next; raise what no other group can mend."""
+    if smaller := find_smaller(job, count, error):
+        past.most, past.held_until = smaller, time.monotonic() + HOLD_SECONDS
+        return f"no room for {count} workers after all, as other jobs run here: starting with {smaller}"
     own = cluster.find_own_error(error)
     if isinstance(own, DivergedError) and past.divergence.rollbacks < job.config.divergence.rollbacks:
         past.divergence = go_back(job, past.divergence, past.rate_factor or 1.0)
@@ -206,15 +215,7 @@ def _survive(job: Job, past: _Past, error: Exception) -> str:
     ) from error
 
 
-def _wait_again(job: Job) -> int:
-    """As `_wait_for_room`, for a training that has begun: what it lacks now it may have later."""
-    try:
-        return _wait_for_room(job)
-    except ResourceError as error:
-        raise IncompleteError(f"{error}. The same command with --resume goes on from {job.config.out}") from error
-
-
-def _run_group(job: Job, group: Group, count: int, told: dict[str, dict[str, Any]]) -> None:
+def _run_group(job: Job, group: Group, count: int, told: dict[str, dict[str, Any]], past: _Past) -> None:
     """Wait for the group's end; end it when the cluster has room for a larger one, or when the driver is interrupted.
 
     A node that held a worker ends the group by itself. One that only prepared input does not: others take over.
@@ -225,8 +226,10 @@ def _run_group(job: Job, group: Group, count: int, told: dict[str, dict[str, Any
             if time.monotonic() < look:
                 continue
             look = time.monotonic() + LOOK_SECONDS
-            large = large + 1 if count < min(_room(job), job.config.workers.count) else 0
+            larger = min(count_room(job), job.config.workers.count, count + count_free(job))
+            large = large + 1 if count < larger and look >= past.held_until else 0
             if large == LOOKS:
+                past.most = larger
                 group.ask_to_stop()
     except KeyboardInterrupt as interrupt:
         _stop(job, group, told, interrupt)
@@ -254,46 +257,6 @@ def _describe_last(told: dict[str, dict[str, Any]]) -> str:
     if stopped and stopped["folder"]:
         return f"checkpoint {stopped['folder']}"
     return f"last checkpoint {saved['folder']}" if saved and not stopped else "no checkpoint of the last steps"
-
-
-def _wait_for_room(job: Job) -> int:
-    """Workers that the cluster has room for, once they are enough; ResourceError when that takes too long."""
-    workers = job.config.workers
-    least = workers.min_count or workers.count
-    deadline = time.monotonic() + workers.wait_seconds
-    if workers.wait_seconds and _room(job) < least:
-        with _nodes_asked_for(workers):
-            while _room(job) < least and time.monotonic() < deadline:
-                time.sleep(1.0)
-    if (room := _room(job)) >= least:
-        return min(room, workers.count)
-    waited = f" after {format_duration(workers.wait_seconds)}" if workers.wait_seconds else ""
-    try:
-        cluster.require(least, cpus=workers.cpus, gpus=workers.gpus, spare_cpus=INGEST_CPUS, purpose="workers")
-    except ResourceError as error:
-        raise ResourceError(f"{error}{waited}; workers.wait_seconds waits for nodes to come") from None
-    return least
-
-
-@contextmanager
-def _nodes_asked_for(workers: WorkersConfig) -> Iterator[None]:
-    """Tell an autoscaler, where there is one, what the workers need: it does not see who waits.
-
-    The request is taken back at the end, or its nodes would stay when nobody needs them any more.
-    """
-    from ray.autoscaler.sdk import request_resources
-
-    each = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
-    request_resources(bundles=[each] * workers.count + [{"CPU": INGEST_CPUS}])
-    try:
-        yield
-    finally:
-        request_resources(bundles=[])
-
-
-def _room(job: Job) -> int:
-    workers = job.config.workers
-    return cluster.count_room(cpus=workers.cpus, gpus=workers.gpus, spare_cpus=INGEST_CPUS)
 
 
 # -------------------------------------------------------------------------------------------------------------- rest
