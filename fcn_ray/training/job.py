@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from fcn_ray.config_text import dump_config, flatten
 from fcn_ray.errors import DivergedError, IncompleteError, StorageError, TerminatedError
 from fcn_ray.reports.progress import format_duration
 from fcn_ray.reports.tracking import Tracker, follow
-from fcn_ray.training.checkpoints import find_newest, list_checkpoints, remove_torn
+from fcn_ray.training.checkpoints import Checkpoint, find_newest, list_checkpoints, remove_torn
 from fcn_ray.training.divergence import Divergence, go_back, read_divergence
 from fcn_ray.training.frequencies import find_class_weights
 from fcn_ray.training.group import Group
@@ -95,7 +95,7 @@ def _train(
         hear(_start_record(job))
         _run_groups(job, count, hear)
         with cluster.own_errors():
-            promotion = promote(job, wait_again(job))
+            promotion = promote(job, wait_again(job), hear)
         bundle, metrics = promotion.bundle, promotion.bundle.metadata["metrics"]
         epoch = promotion.checkpoint.epoch
         hear({"kind": "bundle", "folder": bundle.folder, "digest": bundle.digest, "epoch": epoch, "metrics": metrics})
@@ -168,7 +168,7 @@ def _run_groups(job: Job, count: int, hear: Callable[[dict[str, Any]], None]) ->
         message = f"it has diverged before, and goes on with {divergence.rate_factor:g} times the learning rate"
         hear({"kind": "warning", "step": 0, "message": message})
     while "trained" not in told:
-        place = find_newest(job.config.out, past.divergence.distrusted)
+        place = _find_place(job, past.divergence.distrusted)
         step = place.step if place else 0
         past.rate_factor = past.rate_factor or (place.rate_factor if place else 1.0)
         past.failures, past.step = (0 if step > past.step else past.failures), max(step, past.step)
@@ -186,6 +186,19 @@ def _run_groups(job: Job, count: int, hear: Callable[[dict[str, Any]], None]) ->
         if "trained" not in told:
             room = wait_again(job)
             count = min(room, past.most or room)
+
+
+def _find_place(job: Job, distrusted: Collection[str]) -> Checkpoint | None:
+    """The checkpoint to go on from; None at the start. Raises StorageError when there are some and all are damaged."""
+    place = find_newest(job.config.out, distrusted)
+    damaged = [found for found in list_checkpoints(job.config.out) if found.name not in distrusted]
+    if place is None and damaged:  # days of training: not to be done again without a word
+        folder = storage.join(job.config.out, "checkpoints")
+        raise StorageError(
+            f"none of the {len(damaged)} checkpoints in {folder} can be read back: "
+            "put them back as they were, or delete them to start anew"
+        )
+    return place
 
 
 def _survive(job: Job, past: _Past, count: int, error: Exception) -> str:

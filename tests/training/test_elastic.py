@@ -16,6 +16,7 @@ from fcn_ray import cluster, storage
 from fcn_ray.errors import DataError, DivergedError, IncompleteError, ResourceError, StorageError
 from fcn_ray.training import job as training_job
 from fcn_ray.training import room as training_room
+from fcn_ray.training.checkpoints import Checkpoint, save_checkpoint
 from fcn_ray.training.divergence import Divergence
 from fcn_ray.training.group import Group
 from fcn_ray.training.preflight import Job, prepare
@@ -205,3 +206,16 @@ def test_whoever_stops_a_training_hears_of_its_last_checkpoint() -> None:
         ({}, "no checkpoint of the last steps"),
     ]:
         assert training_job._describe_last(told) == text
+
+
+def test_a_training_whose_checkpoints_are_all_damaged_does_not_start_anew_in_silence(tmp_path: Path) -> None:
+    job = prepare(tiny_config(write_data(tmp_path), tmp_path / "out"))
+    assert training_job._find_place(job, ()) is None
+    saved = [save_checkpoint(job.config.out, Checkpoint("", 1, step, None, "", {}), {}) for step in (3, 4)]
+    assert training_job._find_place(job, {saved[0].name, saved[1].name}) is None, "after a divergence it may"
+    for checkpoint in saved:
+        (Path(checkpoint.folder) / "state.safetensors").write_bytes(b"")
+    with pytest.raises(StorageError, match=r"none of the 2 checkpoints in .*/out/checkpoints can be read back"):
+        training_job._find_place(job, ())
+    with pytest.raises(StorageError, match="none of the 1 checkpoints"):
+        training_job._find_place(job, {saved[1].name})

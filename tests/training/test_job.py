@@ -192,7 +192,7 @@ def test_more_processes_score_than_there_is_room_for(tmp_path: Path) -> None:
     model = build_fcn(job.spec, seed=1)
     arrays = {f"model/{v.path}": np.asarray(v.value) for v in model.variables}
     save_checkpoint(job.config.out, Checkpoint("", 1, 3, 0.1, job.settings, {}), arrays)
-    found = promotion.promote(job, 2)
+    found = promotion.promote(job, 2, lambda _: None)
     assert found.rescored is not None
     labels = [decode_label(cell, "label") for cell in pq.read_table(data)["mask"].to_pylist()]
     assert found.rescored.confusion.sum() == sum(int((label != 255).sum()) for label in labels)

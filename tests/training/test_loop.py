@@ -299,3 +299,43 @@ def test_workers_asked_to_stop_in_the_last_step_of_an_epoch_do_not_validate_it_f
     assert (saved.epoch, saved.remaining, "val" in saved.metrics) == (ended + 1, None, False)
     assert stops == (kinds[-1] == "stopped")
     assert told[-1].get("folder", saved.folder) == saved.folder
+
+
+def test_half_the_rate_goes_on_from_the_checkpoint_before_a_divergence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver's loop, with workers of this process in the place of Ray's."""
+    from fcn_ray.training import job as training_job
+    from fcn_ray.training.loop import Orders, _start, save
+    from fcn_ray.training.replica import Replica, build_network, build_optimizer
+
+    first, told = _worker(tmp_path, optimizer__learning_rate=0.4, optimizer__warmup_steps=0, optimizer__power=0)
+    begun: list[tuple[float, int, float]] = []
+
+    class Group:
+        def __init__(self, job: Any, count: int, place: Any, factor: float, hear: Any) -> None:
+            self.orders = Orders(job, place, factor, hear, None, {})
+
+        def wait(self, seconds: float) -> bool:
+            job, factor = self.orders.job, self.orders.rate_factor
+            model, _ = build_network(job, {})
+            optimizer = build_optimizer(job.config, job.steps_per_epoch, model, frozenset(), factor)
+            optimizer.build(model.trainable_variables)
+            replica = Replica(first.replica.strategy, model, optimizer, 0, 1)
+            begun.append((factor, _start(replica, self.orders).step, float(optimizer.learning_rate)))
+            if self.orders.resume_from is None:
+                first.orders = self.orders
+                variable = first.replica.model.variables[0]
+                variable.assign(np.full(variable.shape, 7.0, np.float32))
+                save(first)
+                raise DivergedError("the loss is nan")
+            for name, array in first.replica.arrays().items():
+                np.testing.assert_array_equal(replica.arrays()[name], array, err_msg=name)
+            self.orders.tell({"kind": "trained"})
+            return True
+
+    monkeypatch.setattr(training_job, "Group", Group)
+    monkeypatch.setattr(training_job, "wait_again", lambda _: 1)
+    training_job._run_groups(first.job, 1, told.append)
+    assert begun == [(1.0, 0, pytest.approx(0.4)), (0.5, 4, pytest.approx(0.2))]
+    assert told[-2]["message"] == "the loss is nan. Back to the last checkpoint, with 0.5 times the learning rate"
