@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,7 +23,6 @@ pytestmark = pytest.mark.ray
 def job(tmp_path: Path, ray_session: None, monkeypatch: pytest.MonkeyPatch) -> Job:
     """A trained job whose processes want two CPUs of the four."""
     monkeypatch.setattr(patience, "LOOK_SECONDS", 0.2)
-    monkeypatch.setattr(patience, "LEAST_SECONDS", 1.0)
     data = write_data(tmp_path)
     job = prepare(tiny_config(data, tmp_path / "out", val=str(data), workers__cpus=2))
     save_checkpoint(job.config.out, Checkpoint("", 1, 3, 0.1, job.settings, {}), {})
@@ -36,7 +36,8 @@ class Other:
         return 1
 
 
-def test_room_that_does_not_come_is_told_of_and_ends_the_wait(job: Job) -> None:
+def test_room_that_does_not_come_is_told_of_and_ends_the_wait(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "LEAST_SECONDS", 1.0)
     told: list[dict[str, Any]] = []
     other = ray.remote(num_cpus=3)(Other).remote()
     ray.get(other.begin.remote())
@@ -64,22 +65,27 @@ def test_a_process_that_dies_again_and_again_leaves_a_training_that_goes_on(
         promotion.promote(job, 1, lambda _: None)
 
 
-def test_who_waits_behind_a_process_that_works_is_waited_for(job: Job) -> None:
-    """However long that takes: here a second, and twice the patience."""
+def test_who_waits_behind_a_process_that_works_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long that takes: an hour here, then the next has nine minutes to start, and works for another hour."""
+    looks = 360 * ["begun"] + 54 * ["pending"] + 360 * ["begun"] + ["done"]
+    clock = iter(range(0, 10_000_000, 10))
+    left = iter(looks)
+    look = ""
+
+    def wait(refs: list[str], timeout: float) -> tuple[list[str], list[str]]:
+        nonlocal look
+        if refs == ["task"]:
+            look = next(left)
+            return (refs, []) if look == "done" else ([], refs)
+        return (refs, []) if look == "begun" else ([], refs)
+
+    monkeypatch.setattr(patience, "ray", SimpleNamespace(wait=wait))
+    monkeypatch.setattr(patience, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     told: list[dict[str, Any]] = []
-
-    class Slow:
-        def begin(self) -> None:
-            pass
-
-        def score(self) -> int:
-            import time
-
-            time.sleep(2)
-            return 1
-
-    slow = [ray.remote(num_cpus=3)(Slow).remote() for _ in range(2)]
-    found = promotion._score(slow, patience.Patience(job, Checkpoint("", 1, 3, None, "", {}), told.append))
-    for process in slow:
-        ray.kill(process)
-    assert found == [1, 1]
+    job = prepare(tiny_config(write_data(tmp_path), tmp_path / "out"))
+    waiting = patience.Patience(job, Checkpoint("", 1, 3, None, "", {}), told.append)
+    assert waiting.wait(["task"], ["beginning"]) == "task"
+    assert len(told) == 1
+    left = iter(62 * ["pending"] + ["done"])
+    with pytest.raises(IncompleteError, match="no room came within 10 min"):
+        waiting.wait(["task"], ["beginning"])
