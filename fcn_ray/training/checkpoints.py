@@ -1,7 +1,9 @@
 """Training state on storage: written by rank 0, its digest file last; read back as the newest that verifies.
 
 A checkpoint is a folder `checkpoints/<step:08>-<token>/` with `state.safetensors` (every weight and optimizer variable)
-and `checkpoint.json` (epoch, step, scores, and size and sha256 of the state). A folder without that last file, or with
+and `checkpoint.json` (epoch, step, and size and sha256 of the state), and `score.json` once the end of an epoch is
+validated: the state is large, and is not written again for that. (Older runs have the score in `checkpoint.json`.) A
+folder without that last file, or with
 other bytes than it says, was torn by a crash or damaged: it is passed over, and the one before it is used. (What has no
 index is deleted when a driver starts.)
 """
@@ -26,6 +28,7 @@ logger = logging.getLogger(__name__)
 FORMAT = "fcn_ray checkpoint 2"
 STATE = "state.safetensors"
 INDEX = "checkpoint.json"
+SCORE = "score.json"
 
 MODEL, OPTIMIZER = "model/", "optimizer/"
 """Prefixes of the names of arrays."""
@@ -80,13 +83,20 @@ def save_checkpoint(run: str, checkpoint: Checkpoint, arrays: Arrays) -> Checkpo
     return Checkpoint(**{**asdict(checkpoint), "folder": folder})
 
 
+def save_score(folder: str, score: float | None, metrics: dict[str, Any]) -> None:
+    """Give the checkpoint in `folder` what its validation came to."""
+    storage.replace(storage.join(folder, SCORE), json.dumps({"score": score, "metrics": metrics}).encode())
+
+
 def list_checkpoints(run: str) -> list[Checkpoint]:
     """Checkpoints whose index can be read, oldest first. Their state is not checked yet."""
     found = []
-    for entry in storage.list_files(storage.join(run, "checkpoints")):
-        if not entry.path.endswith("/" + INDEX):
+    files = {entry.path for entry in storage.list_files(storage.join(run, "checkpoints"))}
+    for path in files:
+        if not path.endswith("/" + INDEX):
             continue
-        folder = storage.join(run, "checkpoints", entry.path.removesuffix("/" + INDEX))
+        name = path.removesuffix("/" + INDEX)
+        folder = storage.join(run, "checkpoints", name)
         try:
             index = json.loads(storage.read_bytes(storage.join(folder, INDEX)))
             known = {key: index[key] for key in ("epoch", "step", "score", "settings", "metrics", "rate_factor")}
@@ -95,8 +105,18 @@ def list_checkpoints(run: str) -> list[Checkpoint]:
         except (ValueError, KeyError, TypeError) as error:
             logger.warning("%s is damaged and passed over: %s", folder, error)
             continue
-        found.append(Checkpoint(folder=folder, **known))
+        found.append(Checkpoint(folder=folder, **known | (_read_score(folder) if f"{name}/{SCORE}" in files else {})))
     return sorted(found, key=lambda c: (c.step, c.folder))
+
+
+def _read_score(folder: str) -> dict[str, Any]:
+    """Score and metrics of a validated checkpoint; none, with a warning, when they are damaged."""
+    try:
+        found = json.loads(storage.read_bytes(storage.join(folder, SCORE)))
+        return {"score": found["score"], "metrics": found["metrics"]}
+    except (ValueError, KeyError, TypeError) as error:
+        logger.warning("%s in %s is damaged: the checkpoint counts as not validated: %s", SCORE, folder, error)
+        return {}
 
 
 def find_newest(run: str, distrusted: Collection[str] = ()) -> Checkpoint | None:

@@ -22,7 +22,14 @@ from fcn_ray import storage
 from fcn_ray.errors import ConfigError, DivergedError, StorageError
 from fcn_ray.models.prediction import build_predict_fn
 from fcn_ray.training import ingest, order
-from fcn_ray.training.checkpoints import Checkpoint, list_checkpoints, load_arrays, remove_old, save_checkpoint
+from fcn_ray.training.checkpoints import (
+    Checkpoint,
+    list_checkpoints,
+    load_arrays,
+    remove_old,
+    save_checkpoint,
+    save_score,
+)
 from fcn_ray.training.curve import keep_curve
 from fcn_ray.training.feeding import Feeder, deal_feeders
 from fcn_ray.training.group import ABORT
@@ -128,7 +135,7 @@ def run_worker(orders: Orders) -> None:
     worker = Worker(orders, replica, build_step(replica, job), position, feeder, stopping)
     predict = tf.function(build_predict_fn(replica.model, job.preprocessing), reduce_retracing=True, autograph=False)
     if chosen := _unscored(orders):
-        _end_epoch(worker, predict, dict(chosen.metrics))
+        _end_epoch(worker, predict, dict(chosen.metrics), chosen.folder)
     while position.epoch < config.epochs:
         metrics = train_epoch(worker)
         if metrics is None:
@@ -152,31 +159,49 @@ def _unscored(orders: Orders) -> Checkpoint | None:
     return chosen if chosen and ended and _is_scored(orders.job, chosen.epoch) else None
 
 
-def _end_epoch(worker: Worker, predict: Predict, metrics: dict[str, Any]) -> bool:
-    """Validate when it is due, save, tell. True when the training stops here, as it was asked to.
+def _end_epoch(worker: Worker, predict: Predict, metrics: dict[str, Any], saved: str | None = None) -> bool:
+    """Save, unless it is `saved`, validate when it is due, tell. True when the training stops here, as it was asked to.
 
     A validation that is still to come is left to the group that goes on: it may take longer than whoever asks waits.
     """
     job, scored = worker.job, _is_scored(worker.job, worker.position.epoch)
-    # A validation takes long, and the epoch is worth keeping.
-    unscored = save(worker, None, metrics) if scored else None
-    if scored and worker.asked_to_stop:
-        worker.tell({"kind": "stopped", "step": worker.position.step, "folder": unscored})
-        return True
+    if scored:  # a validation takes long, and the epoch is worth keeping
+        saved = saved or save(worker, None, metrics)
+        if worker.asked_to_stop:
+            worker.tell({"kind": "stopped", "step": worker.position.step, "folder": saved})
+            return True
     result = validate(worker.replica, predict, job, worker.feeder) if scored else None
     if result:
         metrics |= {"val": result.scores.to_dict(), "val_data": job.val_digest, "precision": job.config.precision}
         _watch_for_collapse(worker, predicts_one_class(result.confusion, job.labels))
     _keep_curve(worker, {"kind": "epoch", **metrics})
-    folder = save(worker, _known(result.scores.mean_iou) if result else None, metrics)
-    if folder and unscored:
-        storage.remove_folder(unscored)
+    score = _known(result.scores.mean_iou) if result else None
+    saved = _keep_score(worker, saved, score, metrics) if saved else save(worker, score, metrics)
     worker.tell({"kind": "epoch", **metrics})
     ray.train.report({"epoch": worker.position.epoch, "loss": metrics["loss"]})
     stops = worker.asked_to_stop and worker.position.epoch < job.config.epochs
     if stops:
-        worker.tell({"kind": "stopped", "step": worker.position.step, "folder": folder})
+        worker.tell({"kind": "stopped", "step": worker.position.step, "folder": saved})
     return stops
+
+
+def _keep_score(worker: Worker, folder: str, score: float | None, metrics: dict[str, Any]) -> str:
+    """Give a checkpoint its score, from rank 0; its folder. What is the best may have changed by that."""
+    if worker.replica.rank == 0:
+        try:
+            save_score(folder, score, metrics)
+        except StorageError as error:
+            worker.warn(f"the validation of {folder} could not be kept beside it: {error}")
+        _remove_old(worker, folder)
+    return folder
+
+
+def _remove_old(worker: Worker, written: str) -> None:
+    """What cannot be deleted costs room, but neither the training nor the checkpoint that was `written`."""
+    try:
+        remove_old(worker.job.config.out, worker.job.config.keep_checkpoints, written)
+    except StorageError as error:
+        worker.warn(f"{written} is written, but older checkpoints could not be deleted: {error}")
 
 
 def _keep_curve(worker: Worker, record: dict[str, Any]) -> None:
@@ -274,10 +299,7 @@ def save(worker: Worker, score: float | None = None, metrics: dict[str, Any] | N
             raise
         worker.warn(f"no checkpoint of step {position.step}, those before it stay: {error}")
         return None
-    try:
-        remove_old(config.out, config.keep_checkpoints, folder)
-    except StorageError as error:
-        worker.warn(f"the checkpoint of step {position.step} is written, but older ones could not be deleted: {error}")
+    _remove_old(worker, folder)
     worker.tell({"kind": "checkpoint", "step": position.step, "epoch": position.epoch, "folder": folder})
     return folder
 

@@ -22,6 +22,7 @@ from fcn_ray.training.checkpoints import (
     remove_old,
     remove_torn,
     save_checkpoint,
+    save_score,
 )
 from tests.s3 import Shim, answer
 
@@ -174,3 +175,21 @@ def test_what_a_silent_store_does_not_show_is_not_deleted(s3: Shim, monkeypatch:
         remove_torn("s3://bucket/run")
     s3.fail("none")
     assert list_checkpoints("s3://bucket/run") == [saved, torn]
+
+
+def test_a_score_lies_beside_the_state_and_may_be_damaged(tmp_path: Path) -> None:
+    """A run of an older version has it in the index, as the other tests here do."""
+    first, second = _save(tmp_path, 1, 0.5), _save(tmp_path, 2)
+    save_score(second.folder, 0.75, {"loss": 0.5, "val": {}})
+    found = list_checkpoints(str(tmp_path))
+    assert [(c.folder, c.score, c.metrics) for c in found] == [
+        (first.folder, 0.5, {"loss": 0.5}),
+        (second.folder, 0.75, {"loss": 0.5, "val": {}}),
+    ]
+    best = load_best(str(tmp_path))
+    assert best is not None
+    assert best[0] == found[1]
+    (Path(second.folder) / "score.json").write_text('{"score": 1')
+    assert list_checkpoints(str(tmp_path)) == [first, second]
+    save_score(second.folder, 0.25, {})
+    assert list_checkpoints(str(tmp_path))[1].score == 0.25

@@ -90,9 +90,7 @@ def test_a_checkpoint_is_told_though_older_ones_cannot_be_deleted(
     folder = loop.save(worker)
     (saved,) = list_checkpoints(worker.job.config.out)
     assert folder == saved.folder == told[-1]["folder"]
-    assert told[0]["message"] == (
-        "the checkpoint of step 4 is written, but older ones could not be deleted: the store is gone"
-    )
+    assert told[0]["message"] == f"{folder} is written, but older checkpoints could not be deleted: the store is gone"
 
 
 def test_momentum_that_a_checkpoint_does_not_know_starts_at_zero(tmp_path: Path) -> None:
@@ -147,6 +145,53 @@ def test_the_end_of_an_epoch_is_saved_though_its_last_step_was_not_finite(tmp_pa
     folder = save(worker, 0.5, {"epoch": 1, "loss": 1.0})
     (found,) = list_checkpoints(worker.job.config.out)
     assert (found.folder, found.score, found.metrics) == (folder, 0.5, {"epoch": 1, "loss": 1.0})
+
+
+def _validation(worker: Any, score: float) -> Any:
+    from types import SimpleNamespace
+
+    scores = SimpleNamespace(mean_iou=score, to_dict=lambda: {"mean_iou": score})
+    return SimpleNamespace(scores=scores, confusion=np.eye(len(worker.job.labels), dtype=np.int64))
+
+
+def test_the_end_of_an_epoch_is_written_once_and_gets_its_score_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The state is large: neither a validation nor one that is made up for writes it again."""
+    import ray.train
+
+    from fcn_ray.training import loop
+
+    worker, told = _worker(tmp_path, val=str(tmp_path / "train.parquet"), keep_checkpoints=1)
+    scores = iter([0.25, 0.75, 0.5])
+    monkeypatch.setattr(loop, "validate", lambda *_: _validation(worker, next(scores)))
+    monkeypatch.setattr(ray.train, "report", lambda _: None)
+    loop._end_epoch(worker, None, {"epoch": 1, "step": 4, "loss": 1.0})
+    (first,) = list_checkpoints(worker.job.config.out)
+    assert (first.score, first.metrics["val"], first.metrics["loss"]) == (0.25, {"mean_iou": 0.25}, 1.0)
+    assert [record["kind"] for record in told] == ["checkpoint", "epoch"]
+    worker.position.step = 8
+    unscored = loop.save(worker, None, {"epoch": 2, "step": 8, "loss": 0.5})
+    loop._end_epoch(worker, None, {"epoch": 2, "step": 8, "loss": 0.5}, unscored)
+    (second,) = list_checkpoints(worker.job.config.out)
+    assert (second.folder, second.score) == (unscored, 0.75), "the best and the newest: the other one may go"
+    worker.position.step = 12
+    loop._end_epoch(worker, None, {"epoch": 3, "step": 12, "loss": 0.5})
+    assert [found.score for found in list_checkpoints(worker.job.config.out)] == [0.75, 0.5]
+
+
+def test_a_score_that_cannot_be_kept_costs_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fcn_ray.training import loop
+
+    def fail(*_: Any) -> None:
+        raise StorageError("the disk is full")
+
+    worker, told = _worker(tmp_path)
+    folder = loop.save(worker, None, {"epoch": 1})
+    assert folder is not None
+    monkeypatch.setattr(loop, "save_score", fail)
+    assert loop._keep_score(worker, folder, 0.5, {"epoch": 1, "val": {}}) == folder
+    assert told[-1]["message"] == f"the validation of {folder} could not be kept beside it: the disk is full"
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
