@@ -134,6 +134,10 @@ class Bundle:
         return model
 
 
+class TakenError(BundleError):
+    """A bundle cannot be written where something else, or another one, is."""
+
+
 def load_bundle(folder: str) -> Bundle:
     """The bundle in `folder`, verified: the structure of model.json, and the digest of the weights.
 
@@ -189,7 +193,7 @@ def grow(
 def _put_weights(uri: str, data: bytes) -> None:
     """Store the weights, unless the same ones are there from a save that was interrupted."""
     if not storage.put_if_absent(uri, data) and storage.digest_file(uri) != storage.digest(data):
-        raise BundleError(f"{uri} holds other weights and no {MANIFEST} beside it: delete it, or choose another folder")
+        raise TakenError(f"{uri} holds other weights and no {MANIFEST} beside it: delete it, or choose another folder")
 
 
 def _card(bundle: Bundle, versions: dict[str, str]) -> bytes:
@@ -199,9 +203,12 @@ def _card(bundle: Bundle, versions: dict[str, str]) -> bytes:
 
 def _existing(bundle: Bundle) -> Bundle:
     """The bundle that is in the folder of `bundle` already, if it is the same network."""
-    found = load_bundle(bundle.folder)
+    try:
+        found = load_bundle(bundle.folder)
+    except BundleError as error:
+        raise TakenError(str(error)) from error
     if found.digest != bundle.digest:
-        raise BundleError(
+        raise TakenError(
             f"{bundle.folder} holds another bundle (digest {found.digest[:12]}, this one is {bundle.digest[:12]}); "
             "bundles are never overwritten: choose another folder"
         )

@@ -143,6 +143,13 @@ def count_room(*, cpus: float, gpus: float, spare_cpus: float) -> int:
     return max(0, min(_fits(nodes, cpus, gpus), int((cluster_cpus - spare_cpus) / cpus + 1e-9)))
 
 
+def count_free(*, cpus: float, gpus: float) -> int:
+    """Processes of `cpus` and `gpus` each for which nobody holds the resources now; the most, if nodes share them."""
+    free = ray.available_resources()
+    fits = int(free.get("CPU", 0.0) / cpus + 1e-9)
+    return min(fits, int(free.get("GPU", 0.0) / gpus + 1e-9)) if gpus else fits
+
+
 def count_cpus() -> dict[str, float]:
     """CPUs of each node that is there, by Ray's id of it."""
     return {node["NodeID"]: node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]}
@@ -179,6 +186,34 @@ def count_nodes(*, cpus: float) -> int:
 
 def find_own_error(error: BaseException) -> FcnRayError | None:
     """The FcnRayError at the root of what Ray raised, if one is: the user's data or settings, which no retry mends."""
+    for found in _causes(error):
+        if isinstance(found, FcnRayError):
+            # Ray raises a class made of its own and ours, whose text is a traceback; the cause is what was raised.
+            return getattr(found, "cause", found)
+    return None
+
+
+MISTAKES = (TypeError, ValueError, LookupError, AttributeError, NameError, AssertionError, ImportError)
+"""What code raises that is wrong, or wrongly installed, each time that it runs."""
+
+
+def is_mistake(error: BaseException) -> bool:
+    """Whether a group of workers was ended by a mistake, which no retry mends, and not by a worker's death."""
+    failures = getattr(error, "worker_failures", {}).values()
+    # After a death, of which Ray itself tells, the others may fail in any way.
+    if any(type(failure).__module__.startswith("ray.") and not isinstance(failure, MISTAKES) for failure in failures):
+        return False
+    return any(isinstance(found, MISTAKES) for failure in failures for found in _causes(failure))
+
+
+def is_start_timeout(error: BaseException) -> bool:
+    """Whether Ray Train waited in vain for the resources of a group of workers."""
+    # No public module has this class.
+    return any(type(found).__name__ == "WorkerGroupStartupTimeoutError" for found in _causes(error))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The error and all that it came of, over whatever Ray has wrapped around it."""
     seen: set[int] = set()
     pending: list[Any] = [error]
     while pending:
@@ -186,12 +221,10 @@ def find_own_error(error: BaseException) -> FcnRayError | None:
         if found is None or id(found) in seen:
             continue
         seen.add(id(found))
-        if isinstance(found, FcnRayError):
-            # Ray raises a class made of its own and ours, whose text is a traceback; the cause is what was raised.
-            return getattr(found, "cause", found)
-        pending += [getattr(found, name, None) for name in ("__cause__", "__context__", "cause", "_base_exc")]
+        yield found
+        links = ("__cause__", "__context__", "cause", "_base_exc", "controller_failure")
+        pending += [getattr(found, name, None) for name in links]
         pending += list(getattr(found, "worker_failures", {}).values())
-    return None
 
 
 TASKS_PER_CPU = 2

@@ -1,8 +1,11 @@
 """Training state on storage: written by rank 0, its digest file last; read back as the newest that verifies.
 
 A checkpoint is a folder `checkpoints/<step:08>-<token>/` with `state.safetensors` (every weight and optimizer variable)
-and `checkpoint.json` (epoch, step, scores, and size and sha256 of the state). A folder without that last file, or with
-other bytes than it says, was torn by a crash or damaged: it is passed over, and the one before it is used.
+and `checkpoint.json` (epoch, step, and size and sha256 of the state), and `score.json` once the end of an epoch is
+validated: the state is large, and is not written again for that. (Older runs have the score in `checkpoint.json`.) A
+folder without that last file, or with
+other bytes than it says, was torn by a crash or damaged: it is passed over, and the one before it is used. (What has no
+index is deleted when a driver starts.)
 """
 
 from __future__ import annotations
@@ -10,9 +13,9 @@ from __future__ import annotations
 import json
 import logging
 import secrets
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import safetensors.numpy
@@ -25,11 +28,14 @@ logger = logging.getLogger(__name__)
 FORMAT = "fcn_ray checkpoint 2"
 STATE = "state.safetensors"
 INDEX = "checkpoint.json"
+SCORE = "score.json"
 
 MODEL, OPTIMIZER = "model/", "optimizer/"
 """Prefixes of the names of arrays."""
 
 Arrays = dict[str, np.ndarray]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +59,11 @@ class Checkpoint:
     rate_factor: float = 1.0
     """On the learning rate: halved each time that the training went back after it had diverged."""
 
+    @property
+    def name(self) -> str:
+        """That of its folder, wherever the run has been moved."""
+        return self.folder.rpartition("/")[2]
+
 
 def save_checkpoint(run: str, checkpoint: Checkpoint, arrays: Arrays) -> Checkpoint:
     """Write a checkpoint below the training folder `run`; `checkpoint.folder` is chosen here.
@@ -72,13 +83,20 @@ def save_checkpoint(run: str, checkpoint: Checkpoint, arrays: Arrays) -> Checkpo
     return Checkpoint(**{**asdict(checkpoint), "folder": folder})
 
 
+def save_score(folder: str, score: float | None, metrics: dict[str, Any]) -> None:
+    """Give the checkpoint in `folder` what its validation came to."""
+    storage.replace(storage.join(folder, SCORE), json.dumps({"score": score, "metrics": metrics}).encode())
+
+
 def list_checkpoints(run: str) -> list[Checkpoint]:
     """Checkpoints whose index can be read, oldest first. Their state is not checked yet."""
     found = []
-    for entry in storage.list_files(storage.join(run, "checkpoints")):
-        if not entry.path.endswith("/" + INDEX):
+    files = {entry.path for entry in storage.list_files(storage.join(run, "checkpoints"))}
+    for path in files:
+        if not path.endswith("/" + INDEX):
             continue
-        folder = storage.join(run, "checkpoints", entry.path.removesuffix("/" + INDEX))
+        name = path.removesuffix("/" + INDEX)
+        folder = storage.join(run, "checkpoints", name)
         try:
             index = json.loads(storage.read_bytes(storage.join(folder, INDEX)))
             known = {key: index[key] for key in ("epoch", "step", "score", "settings", "metrics", "rate_factor")}
@@ -87,34 +105,53 @@ def list_checkpoints(run: str) -> list[Checkpoint]:
         except (ValueError, KeyError, TypeError) as error:
             logger.warning("%s is damaged and passed over: %s", folder, error)
             continue
-        found.append(Checkpoint(folder=folder, **known))
+        found.append(Checkpoint(folder=folder, **known | (_read_score(folder) if f"{name}/{SCORE}" in files else {})))
     return sorted(found, key=lambda c: (c.step, c.folder))
 
 
-def load_newest(run: str, distrusted: Collection[str] = ()) -> tuple[Checkpoint, Arrays] | None:
-    """The newest checkpoint that verifies, with its arrays, but none in the folders `distrusted`; None without one."""
+def _read_score(folder: str) -> dict[str, Any]:
+    """Score and metrics of a validated checkpoint; none, with a warning, when they are damaged."""
+    try:
+        found = json.loads(storage.read_bytes(storage.join(folder, SCORE)))
+        return {"score": found["score"], "metrics": found["metrics"]}
+    except (ValueError, KeyError, TypeError) as error:
+        logger.warning("%s in %s is damaged: the checkpoint counts as not validated: %s", SCORE, folder, error)
+        return {}
+
+
+def find_newest(run: str, distrusted: Collection[str] = ()) -> Checkpoint | None:
+    """The newest checkpoint that verifies, but none of the names `distrusted`; None without one."""
     for checkpoint in reversed(list_checkpoints(run)):
-        arrays = None if checkpoint.folder in distrusted else load_arrays(checkpoint)
-        if arrays is not None:
-            return checkpoint, arrays
+        if checkpoint.name not in distrusted and is_whole(checkpoint):
+            return checkpoint
     return None
+
+
+def is_whole(checkpoint: Checkpoint) -> bool:
+    """Whether the bytes of a checkpoint's state are those that were written; read piece by piece, not into memory."""
+    return _read_state(checkpoint, storage.digest_file, str) is not None
 
 
 def load_arrays(checkpoint: Checkpoint) -> Arrays | None:
     """The arrays of a checkpoint; None, with a warning, when its bytes are not those that were written."""
+    data = _read_state(checkpoint, storage.read_bytes, storage.digest)
+    return None if data is None else safetensors.numpy.load(data)
+
+
+def _read_state(checkpoint: Checkpoint, read: Callable[[str], T], digest: Callable[[T], str]) -> T | None:
+    """What `read` makes of the state's file; None, with a warning, when its `digest` is not that of the index."""
     try:
         index = json.loads(storage.read_bytes(storage.join(checkpoint.folder, INDEX)))
-        data = storage.read_bytes(storage.join(checkpoint.folder, STATE))
+        state = read(storage.join(checkpoint.folder, STATE))
     except OutOfReachError:  # no fault of the checkpoint: to pass over it would lose its steps
         raise
     except Exception as error:  # whatever is wrong with a damaged checkpoint, an older one may serve
         logger.warning("%s cannot be read and is passed over: %s", checkpoint.folder, error)
         return None
-    if index.get("format") != FORMAT or storage.digest(data) != index.get("sha256"):
+    if index.get("format") != FORMAT or digest(state) != index.get("sha256"):
         logger.warning("%s: %s has changed since it was written and is passed over", checkpoint.folder, STATE)
         return None
-    arrays: Arrays = safetensors.numpy.load(data)
-    return arrays
+    return state
 
 
 def load_best(run: str) -> tuple[Checkpoint, Arrays] | None:
@@ -142,3 +179,23 @@ def remove_old(run: str, keep: int, written: str | None = None) -> None:
     for checkpoint in found[:-keep]:
         if checkpoint != _ranked(found)[0] and checkpoint.folder != written:
             storage.remove_folder(checkpoint.folder)
+
+
+def remove_distrusted(run: str, distrusted: Collection[str]) -> None:
+    """Delete the checkpoints of these names, but not the best: they would be counted among the newest."""
+    found = list_checkpoints(run)
+    for checkpoint in found:
+        if checkpoint.name in distrusted and (checkpoint.score is None or checkpoint != _ranked(found)[0]):
+            storage.remove_folder(checkpoint.folder)
+
+
+def remove_torn(run: str) -> None:
+    """Delete what a crash left of checkpoints: folders whose index is not there, or is no JSON. No worker may run."""
+    for name in storage.list_folders(storage.join(run, "checkpoints")):
+        folder = storage.join(run, "checkpoints", name)
+        index = storage.join(folder, INDEX)
+        try:
+            json.loads(storage.read_bytes(index) if storage.is_file(index) else b"")
+        except ValueError:
+            logger.warning("%s is not whole and is deleted", folder)
+            storage.remove_folder(folder)

@@ -4,31 +4,32 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fcn_ray import cluster, storage
-from fcn_ray.config import TrainConfig, WorkersConfig
+from fcn_ray.config import TrainConfig
 from fcn_ray.config_text import dump_config, flatten
-from fcn_ray.errors import DivergedError, IncompleteError, ResourceError, StorageError, TerminatedError
+from fcn_ray.errors import DivergedError, IncompleteError, StorageError, TerminatedError
 from fcn_ray.reports.progress import format_duration
 from fcn_ray.reports.tracking import Tracker, follow
-from fcn_ray.training.checkpoints import Checkpoint, list_checkpoints, load_newest
+from fcn_ray.training.checkpoints import Checkpoint, find_newest, list_checkpoints, remove_torn
+from fcn_ray.training.divergence import Divergence, go_back, read_divergence
 from fcn_ray.training.frequencies import find_class_weights
 from fcn_ray.training.group import Group
 from fcn_ray.training.preflight import Job, prepare
 from fcn_ray.training.promotion import Promotion, promote
+from fcn_ray.training.room import INGEST_CPUS, count_free, count_room, find_smaller, wait_again, wait_for_room
 from fcn_ray.training.seeing import trackers, write_report
 
 logger = logging.getLogger(__name__)
 
-INGEST_CPUS = 1
-"""CPUs that must be free beside the workers, to read and decode their input."""
-
 LOOK_SECONDS, LOOKS = 10.0, 3
 """Between two looks at the cluster while a group runs, and how often it must look the same before something is done."""
+
+HOLD_SECONDS = 600.0
+"""That a group stays small, once a larger one could not be started."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +78,9 @@ def _train(
     start = time.monotonic()
     workers = job.config.workers
     cluster.connect(job.config.address, cpus=workers.count * workers.cpus + INGEST_CPUS, verbose=verbose)
-    count = _wait_for_room(job)
+    count = wait_for_room(job)
     job = _with_class_weights(job)
+    remove_torn(job.config.out)
     storage.replace(storage.join(job.config.out, "config.yaml"), dump_config(job.config).encode())
     with follow(found) as track:
 
@@ -93,7 +95,7 @@ def _train(
         hear(_start_record(job))
         _run_groups(job, count, hear)
         with cluster.own_errors():
-            promotion = promote(job, _wait_again(job))
+            promotion = promote(job, wait_again(job), hear)
         bundle, metrics = promotion.bundle, promotion.bundle.metadata["metrics"]
         epoch = promotion.checkpoint.epoch
         hear({"kind": "bundle", "folder": bundle.folder, "digest": bundle.digest, "epoch": epoch, "metrics": metrics})
@@ -135,15 +137,17 @@ def _start_record(job: Job) -> dict[str, Any]:
 class _Past:
     """What has happened to a training so far."""
 
+    divergence: Divergence
     failures: int = 0
     """In a row, without a new checkpoint."""
-    rollbacks: int = 0
     rate_factor: float | None = None
     """On the learning rate, once it is known."""
     step: int = -1
     """The last one that a group began at."""
-    diverged_from: set[str] = field(default_factory=set)
-    """Folders of checkpoints that half the rate did not help."""
+    most: int | None = None
+    """Workers that the next group may have, when that is less than the nodes can hold: other jobs have them."""
+    held_until: float = 0.0
+    """By the monotonic clock: `most` stays as it is, and the group does not grow."""
 
 
 def _run_groups(job: Job, count: int, hear: Callable[[dict[str, Any]], None]) -> None:
@@ -158,36 +162,60 @@ def _run_groups(job: Job, count: int, hear: Callable[[dict[str, Any]], None]) ->
         if record["kind"] not in ("trained", "stopped"):
             hear(record)
 
-    past = _Past()
+    divergence = read_divergence(job)
+    past = _Past(divergence, rate_factor=divergence.rate_factor)
+    if divergence.rollbacks:
+        message = f"it has diverged before, and goes on with {divergence.rate_factor:g} times the learning rate"
+        hear({"kind": "warning", "step": 0, "message": message})
     while "trained" not in told:
-        place = _find_place(job, past.diverged_from)
+        place = _find_place(job, past.divergence.distrusted)
         step = place.step if place else 0
         past.rate_factor = past.rate_factor or (place.rate_factor if place else 1.0)
         past.failures, past.step = (0 if step > past.step else past.failures), max(step, past.step)
+        past.most = past.most if time.monotonic() < past.held_until else None
         told.pop("stopped", None)
         hear({"kind": "workers", "count": count, "step": step})
         try:
-            _run_group(job, Group(job, count, place, past.rate_factor, listen), count, told)
+            _run_group(job, Group(job, count, place, past.rate_factor, listen), count, told, past)
             if not {"trained", "stopped"} & told.keys():
                 raise RuntimeError("the workers ended without a word")
         except (KeyboardInterrupt, IncompleteError):
             raise
         except Exception as error:
-            hear({"kind": "warning", "step": step, "message": _survive(job, past, place, error)})
+            hear({"kind": "warning", "step": step, "message": _survive(job, past, count, error)})
         if "trained" not in told:
-            count = _wait_again(job)
+            room = wait_again(job)
+            count = min(room, past.most or room)
 
 
-def _survive(job: Job, past: _Past, place: Checkpoint | None, error: Exception) -> str:
-    """Note what ended a group that began at `place`, and say what comes next; raise what no other group can mend."""
+def _find_place(job: Job, distrusted: Collection[str]) -> Checkpoint | None:
+    """The checkpoint to go on from; None at the start. Raises StorageError when there are some and all are damaged."""
+    place = find_newest(job.config.out, distrusted)
+    damaged = [found for found in list_checkpoints(job.config.out) if found.name not in distrusted]
+    if place is None and damaged:  # days of training: not to be done again without a word
+        folder = storage.join(job.config.out, "checkpoints")
+        raise StorageError(
+            f"none of the {len(damaged)} checkpoints in {folder} can be read back: "
+            "put them back as they were, or delete them to start anew"
+        )
+    return place
+
+
+def _survive(job: Job, past: _Past, count: int, error: Exception) -> str:
+    """Note what ended a group of `count`, and say what comes next; raise what no other group can mend."""
+    if smaller := find_smaller(job, count, error):
+        past.most, past.held_until = smaller, time.monotonic() + HOLD_SECONDS
+        return f"no room for {count} workers after all, as other jobs run here: starting with {smaller}"
     own = cluster.find_own_error(error)
-    if isinstance(own, DivergedError) and past.rollbacks < job.config.divergence.rollbacks:
-        if place and past.rollbacks:
-            past.diverged_from.add(place.folder)  # half the rate was not enough: go further back
-        past.rollbacks, past.rate_factor = past.rollbacks + 1, (past.rate_factor or 1.0) / 2
-        return f"{own}. Back to the last checkpoint, with {past.rate_factor:g} times the learning rate"
+    if isinstance(own, DivergedError) and past.divergence.rollbacks < job.config.divergence.rollbacks:
+        past.divergence = go_back(job, past.divergence, past.rate_factor or 1.0)
+        past.rate_factor = past.divergence.rate_factor
+        place = "the last checkpoint" if past.divergence.rollbacks == 1 else "the checkpoint before the last"
+        return f"{own}. Back to {place}, with {past.rate_factor:g} times the learning rate"
     if own is not None and not isinstance(own, StorageError):
         raise own from error
+    if own is None and cluster.is_mistake(error):
+        raise error
     past.failures += 1
     last = cluster.last_line(error)
     if past.failures <= job.config.workers.max_failures:
@@ -200,21 +228,7 @@ def _survive(job: Job, past: _Past, place: Checkpoint | None, error: Exception) 
     ) from error
 
 
-def _find_place(job: Job, distrusted: set[str]) -> Checkpoint | None:
-    """The checkpoint to go on from. (Not its arrays: the driver needs none, and they are large.)"""
-    found = load_newest(job.config.out, distrusted)
-    return found[0] if found else None
-
-
-def _wait_again(job: Job) -> int:
-    """As `_wait_for_room`, for a training that has begun: what it lacks now it may have later."""
-    try:
-        return _wait_for_room(job)
-    except ResourceError as error:
-        raise IncompleteError(f"{error}. The same command with --resume goes on from {job.config.out}") from error
-
-
-def _run_group(job: Job, group: Group, count: int, told: dict[str, dict[str, Any]]) -> None:
+def _run_group(job: Job, group: Group, count: int, told: dict[str, dict[str, Any]], past: _Past) -> None:
     """Wait for the group's end; end it when the cluster has room for a larger one, or when the driver is interrupted.
 
     A node that held a worker ends the group by itself. One that only prepared input does not: others take over.
@@ -225,8 +239,10 @@ def _run_group(job: Job, group: Group, count: int, told: dict[str, dict[str, Any
             if time.monotonic() < look:
                 continue
             look = time.monotonic() + LOOK_SECONDS
-            large = large + 1 if count < min(_room(job), job.config.workers.count) else 0
+            larger = min(count_room(job), job.config.workers.count, count + count_free(job))
+            large = large + 1 if count < larger and look >= past.held_until else 0
             if large == LOOKS:
+                past.most = larger
                 group.ask_to_stop()
     except KeyboardInterrupt as interrupt:
         _stop(job, group, told, interrupt)
@@ -242,51 +258,18 @@ def _stop(job: Job, group: Group, told: dict[str, dict[str, Any]], interrupt: Ke
         logger.warning("the workers failed while they stopped: %s", cluster.last_line(error))
     if not isinstance(interrupt, TerminatedError):
         raise interrupt
-    stopped = told.get("stopped")
-    saved = f"checkpoint {stopped['folder']}" if stopped and stopped["folder"] else "no checkpoint of the last steps"
+    saved = _describe_last(told)
     raise IncompleteError(
         f"stopped by SIGTERM, {saved}: the same command with --resume goes on from {job.config.out}"
     ) from interrupt
 
 
-def _wait_for_room(job: Job) -> int:
-    """Workers that the cluster has room for, once they are enough; ResourceError when that takes too long."""
-    workers = job.config.workers
-    least = workers.min_count or workers.count
-    deadline = time.monotonic() + workers.wait_seconds
-    if workers.wait_seconds and _room(job) < least:
-        with _nodes_asked_for(workers):
-            while _room(job) < least and time.monotonic() < deadline:
-                time.sleep(1.0)
-    if (room := _room(job)) >= least:
-        return min(room, workers.count)
-    waited = f" after {format_duration(workers.wait_seconds)}" if workers.wait_seconds else ""
-    try:
-        cluster.require(least, cpus=workers.cpus, gpus=workers.gpus, spare_cpus=INGEST_CPUS, purpose="workers")
-    except ResourceError as error:
-        raise ResourceError(f"{error}{waited}; workers.wait_seconds waits for nodes to come") from None
-    return least
-
-
-@contextmanager
-def _nodes_asked_for(workers: WorkersConfig) -> Iterator[None]:
-    """Tell an autoscaler, where there is one, what the workers need: it does not see who waits.
-
-    The request is taken back at the end, or its nodes would stay when nobody needs them any more.
-    """
-    from ray.autoscaler.sdk import request_resources
-
-    each = {"CPU": workers.cpus} | ({"GPU": workers.gpus} if workers.gpus else {})
-    request_resources(bundles=[each] * workers.count + [{"CPU": INGEST_CPUS}])
-    try:
-        yield
-    finally:
-        request_resources(bundles=[])
-
-
-def _room(job: Job) -> int:
-    workers = job.config.workers
-    return cluster.count_room(cpus=workers.cpus, gpus=workers.gpus, spare_cpus=INGEST_CPUS)
+def _describe_last(told: dict[str, dict[str, Any]]) -> str:
+    """The checkpoint that workers left which were asked to stop; they may not have come to say so."""
+    stopped, saved = told.get("stopped"), told.get("checkpoint")
+    if stopped and stopped["folder"]:
+        return f"checkpoint {stopped['folder']}"
+    return f"last checkpoint {saved['folder']}" if saved and not stopped else "no checkpoint of the last steps"
 
 
 # -------------------------------------------------------------------------------------------------------------- rest

@@ -19,10 +19,17 @@ import ray.train
 import tensorflow as tf
 
 from fcn_ray import storage
-from fcn_ray.errors import DivergedError, StorageError
+from fcn_ray.errors import ConfigError, DivergedError, StorageError
 from fcn_ray.models.prediction import build_predict_fn
 from fcn_ray.training import ingest, order
-from fcn_ray.training.checkpoints import Checkpoint, list_checkpoints, load_arrays, remove_old, save_checkpoint
+from fcn_ray.training.checkpoints import (
+    Checkpoint,
+    list_checkpoints,
+    load_arrays,
+    remove_old,
+    save_checkpoint,
+    save_score,
+)
 from fcn_ray.training.curve import keep_curve
 from fcn_ray.training.feeding import Feeder, deal_feeders
 from fcn_ray.training.group import ABORT
@@ -89,10 +96,10 @@ class Worker:
     position: Position
     feeder: Feeder
     stopping: threading.Event = field(default_factory=threading.Event)
-    validations: int = 0
-    """That this group has made."""
     skipped: int = 0
     """Steps in a row that were not finite, up to now."""
+    asked_to_stop: bool = False
+    """By some worker, in the last step; all workers agree on it."""
 
     @property
     def job(self) -> Job:
@@ -128,14 +135,15 @@ def run_worker(orders: Orders) -> None:
     worker = Worker(orders, replica, build_step(replica, job), position, feeder, stopping)
     predict = tf.function(build_predict_fn(replica.model, job.preprocessing), reduce_retracing=True, autograph=False)
     if chosen := _unscored(orders):
-        _end_epoch(worker, predict, dict(chosen.metrics))
+        _end_epoch(worker, predict, dict(chosen.metrics), chosen.folder)
     while position.epoch < config.epochs:
         metrics = train_epoch(worker)
         if metrics is None:
             worker.tell({"kind": "stopped", "step": position.step, "folder": save(worker)})
             return
         position.epoch, position.remaining, position.losses = position.epoch + 1, whole_epoch(job), (0.0, 0)
-        _end_epoch(worker, predict, metrics | {"epoch": position.epoch, "step": position.step})
+        if _end_epoch(worker, predict, metrics | {"epoch": position.epoch, "step": position.step}):
+            return
     worker.tell({"kind": "trained", "step": position.step})
 
 
@@ -151,20 +159,49 @@ def _unscored(orders: Orders) -> Checkpoint | None:
     return chosen if chosen and ended and _is_scored(orders.job, chosen.epoch) else None
 
 
-def _end_epoch(worker: Worker, predict: Predict, metrics: dict[str, Any]) -> None:
-    """Validate when it is due, save, tell."""
+def _end_epoch(worker: Worker, predict: Predict, metrics: dict[str, Any], saved: str | None = None) -> bool:
+    """Save, unless it is `saved`, validate when it is due, tell. True when the training stops here, as it was asked to.
+
+    A validation that is still to come is left to the group that goes on: it may take longer than whoever asks waits.
+    """
     job, scored = worker.job, _is_scored(worker.job, worker.position.epoch)
-    # A validation takes long, and the epoch is worth keeping.
-    unscored = save(worker, None, metrics) if scored else None
+    if scored:  # a validation takes long, and the epoch is worth keeping
+        saved = saved or save(worker, None, metrics)
+        if worker.asked_to_stop:
+            worker.tell({"kind": "stopped", "step": worker.position.step, "folder": saved})
+            return True
     result = validate(worker.replica, predict, job, worker.feeder) if scored else None
     if result:
         metrics |= {"val": result.scores.to_dict(), "val_data": job.val_digest, "precision": job.config.precision}
         _watch_for_collapse(worker, predicts_one_class(result.confusion, job.labels))
     _keep_curve(worker, {"kind": "epoch", **metrics})
-    if save(worker, _known(result.scores.mean_iou) if result else None, metrics) and unscored:
-        storage.remove_folder(unscored)
+    score = _known(result.scores.mean_iou) if result else None
+    saved = _keep_score(worker, saved, score, metrics) if saved else save(worker, score, metrics)
     worker.tell({"kind": "epoch", **metrics})
     ray.train.report({"epoch": worker.position.epoch, "loss": metrics["loss"]})
+    stops = worker.asked_to_stop and worker.position.epoch < job.config.epochs
+    if stops:
+        worker.tell({"kind": "stopped", "step": worker.position.step, "folder": saved})
+    return stops
+
+
+def _keep_score(worker: Worker, folder: str, score: float | None, metrics: dict[str, Any]) -> str:
+    """Give a checkpoint its score, from rank 0; its folder. What is the best may have changed by that."""
+    if worker.replica.rank == 0:
+        try:
+            save_score(folder, score, metrics)
+        except StorageError as error:
+            worker.warn(f"the validation of {folder} could not be kept beside it: {error}")
+        _remove_old(worker, folder)
+    return folder
+
+
+def _remove_old(worker: Worker, written: str) -> None:
+    """What cannot be deleted costs room, but neither the training nor the checkpoint that was `written`."""
+    try:
+        remove_old(worker.job.config.out, worker.job.config.keep_checkpoints, written)
+    except StorageError as error:
+        worker.warn(f"{written} is written, but older checkpoints could not be deleted: {error}")
 
 
 def _keep_curve(worker: Worker, record: dict[str, Any]) -> None:
@@ -179,8 +216,8 @@ def _keep_curve(worker: Worker, record: dict[str, Any]) -> None:
 
 def _watch_for_collapse(worker: Worker, name: str | None) -> None:
     """Warn of a network that predicts one class only; early on every network does."""
-    worker.validations += 1
-    if name is not None and worker.validations > EARLY_VALIDATIONS:
+    validations = worker.position.epoch // worker.job.config.val_every  # of the run: a group may begin in its midst
+    if name is not None and validations > EARLY_VALIDATIONS:
         worker.warn(f"nearly every validation pixel is predicted as {name}: has the training collapsed?")
 
 
@@ -195,12 +232,12 @@ def whole_epoch(job: Job) -> order.Ranges:
 
 
 def _check_storage(job: Job) -> None:
-    """Raise StorageError when this worker's machine does not see the folders that the driver sees."""
+    """Raise ConfigError, which is not tried again, when this worker's machine does not see the driver's folders."""
     uri = storage.join(job.config.out, "config.yaml")
     for seen in (uri, job.train_pieces[0].path):
         if not storage.is_file(seen):
             rank = ray.train.get_context().get_world_rank()
-            raise StorageError(
+            raise ConfigError(
                 f"worker {rank} on node {ray.util.get_node_ip_address()} does not see {seen}, which the driver sees: "
                 "put `data` and `out` on storage that all nodes share"
             )
@@ -214,7 +251,9 @@ def _start(replica: Replica, orders: Orders) -> Position:
     arrays = load_arrays(chosen)
     if arrays is None:
         raise StorageError(f"worker {replica.rank} cannot read {chosen.folder}: is `out` on shared storage?")
-    replica.assign(arrays)
+    if not replica.assign(arrays) and replica.rank == 0:
+        message = f"{chosen.folder} is of a training without optimizer.momentum: it starts at 0"
+        orders.tell({"kind": "warning", "step": chosen.step, "message": message})
     total, count = chosen.metrics.get("losses", (0.0, 0))
     return Position(chosen.epoch, chosen.step, chosen.remaining or whole_epoch(orders.job), (total, count))
 
@@ -241,11 +280,13 @@ def _listen(bell: Any, stopping: threading.Event) -> None:
 def save(worker: Worker, score: float | None = None, metrics: dict[str, Any] | None = None) -> str | None:
     """Write a checkpoint from rank 0; its folder. A storage that fails (a full disk) does not end the training.
 
-    None after a step that was not finite: the step before it may be what made the weights useless, and nothing must go
-    back to those. Raises StorageError when there is no checkpoint yet: a storage that never worked will not begin to.
+    `metrics` are those of an epoch that has ended. None within an epoch after a step that was not finite: the step
+    before it may be what made the weights useless, and nothing should go back to those. An epoch's end is kept all the
+    same: the step changed no weight, and no other checkpoint holds the epoch.
+    Raises StorageError when there is no checkpoint yet: a storage that never worked will not begin to.
     """
     config, position = worker.job.config, worker.position
-    if worker.replica.rank != 0 or worker.skipped:
+    if worker.replica.rank != 0 or (worker.skipped and metrics is None):
         return None
     remaining = None if position.remaining == whole_epoch(worker.job) else position.remaining
     settings, factor = worker.job.settings, worker.orders.rate_factor
@@ -253,12 +294,12 @@ def save(worker: Worker, score: float | None = None, metrics: dict[str, Any] | N
     draft = Checkpoint("", position.epoch, position.step, score, settings, about, remaining, factor)
     try:
         folder = save_checkpoint(config.out, draft, worker.replica.arrays()).folder
-        remove_old(config.out, config.keep_checkpoints, folder)
     except StorageError as error:
         if not list_checkpoints(config.out):
             raise
         worker.warn(f"no checkpoint of step {position.step}, those before it stay: {error}")
         return None
+    _remove_old(worker, folder)
     worker.tell({"kind": "checkpoint", "step": position.step, "epoch": position.epoch, "folder": folder})
     return folder
 
@@ -274,7 +315,7 @@ def train_epoch(worker: Worker) -> dict[str, Any] | None:
     whole, lately = Meter(config.batch_size), Meter(config.batch_size)
     for number, batch, wait in time_each(_stream_share(worker, shares)):
         outcome = worker.step(batch[ingest.IMAGE], batch[ingest.LABEL], stop=worker.stopping.is_set())
-        position.step += 1
+        position.step, worker.asked_to_stop = position.step + 1, outcome.stop
         worker.skipped = 0 if outcome.taken else worker.skipped + 1
         if not outcome.taken:
             _skip(worker, outcome.loss)

@@ -234,7 +234,16 @@ def _check_output(config: TrainConfig, settings: str, before: str, val_digest: s
         raise ForeignOutputError(f"out = {config.out} is a file: choose a folder")
     found = list_checkpoints(config.out)
     if not found:
-        known = {"checkpoints", "config.yaml", "metrics.jsonl", "mlflow-run", "ray", "report.html", "tensorboard"}
+        known = {
+            "checkpoints",
+            "config.yaml",
+            "divergence.json",
+            "metrics.jsonl",
+            "mlflow-run",
+            "ray",
+            "report.html",
+            "tensorboard",
+        }
         foreign = sorted({e.path.partition("/")[0] for e in storage.list_files(config.out)} - known)
         if foreign:
             raise ForeignOutputError(f"{config.out} holds {foreign[:3]}, not a training run: choose another --out")

@@ -21,12 +21,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray
 
-from fcn_ray.bundle import Bundle, load_bundle, save_bundle
+from fcn_ray import cluster
+from fcn_ray.bundle import Bundle, TakenError, load_bundle, save_bundle
 from fcn_ray.config import Precision
-from fcn_ray.errors import BundleError, StorageError, redact
+from fcn_ray.errors import BundleError, IncompleteError, StorageError, redact
 from fcn_ray.models.metrics import Confusion, confusion_matrix, scores
 from fcn_ray.training.checkpoints import MODEL, Checkpoint, load_arrays, load_best
 from fcn_ray.training.feeding import Feeder
+from fcn_ray.training.patience import Hear, Patience
 from fcn_ray.training.preflight import Job
 
 if TYPE_CHECKING:
@@ -78,11 +80,12 @@ class Promotion:
     """None without a validation set."""
 
 
-def promote(job: Job, processes: int) -> Promotion:
+def promote(job: Job, processes: int, hear: Hear) -> Promotion:
     """Score the best checkpoint that can be read in fresh `processes`, and write it as a bundle; Ray must be connected.
 
     A bundle is never overwritten: when the run was trained on after it had one, the new one gets its epoch's name.
-    Raises StorageError without a readable checkpoint, BundleError when the two measurements do not agree.
+    Raises StorageError without a readable checkpoint, BundleError when the two measurements do not agree, and
+    IncompleteError when the processes find no room for too long or die; `hear` is told when they wait.
     """
     found = load_best(job.config.out)
     if found is None:
@@ -92,27 +95,35 @@ def promote(job: Job, processes: int) -> Promotion:
     world = min(processes, max(1, images // LEAST_IMAGES))
     fresh = ray.remote(num_cpus=workers.cpus, num_gpus=workers.gpus, max_restarts=RESTARTS, max_task_retries=RESTARTS)
     promoters = [fresh(Promoter).remote(job, checkpoint, rank, world) for rank in range(world)]
+    patience = Patience(job, checkpoint, hear)
     try:
-        rescored = _merge(_score(promoters)) if images else None
+        rescored = _merge(_score(promoters, patience)) if images else None
         if rescored:
             check_agreement(checkpoint, scores(rescored.confusion).pixel_accuracy)
         metrics = scores(rescored.confusion).to_dict() if rescored else {}
-        bundle = ray.get(promoters[0].write.remote(metrics, _command()))
+        writing = promoters[0].write.remote(metrics, _command())
+        bundle = ray.get(patience.wait([writing], [promoters[0].begin.remote()]))
+    except ray.exceptions.RayActorError as error:
+        raise IncompleteError(
+            f"a process that makes the bundle of {checkpoint.folder} died {RESTARTS + 1} times, the last time with: "
+            f"{cluster.last_line(error)}. The same command with --resume goes on from {job.config.out}"
+        ) from error
     finally:
         for promoter in promoters:
             ray.kill(promoter)
     return Promotion(bundle, checkpoint, rescored)
 
 
-def _score(promoters: list[Any]) -> list[Rescored]:
+def _score(promoters: list[Any], patience: Patience) -> list[Rescored]:
     """What each measured. All but one, which is left in the list to write, end as soon as they are done.
 
     They hold CPUs or GPUs: when there is room for one only, the next one starts when it has ended.
     """
+    begun = {promoter: promoter.begin.remote() for promoter in promoters}
     running = {promoter.score.remote(): promoter for promoter in promoters}
     found = []
     while running:
-        (done,), _ = ray.wait(list(running))
+        done = patience.wait(list(running), [begun[promoter] for promoter in running.values()])
         found.append(ray.get(done))
         promoter = running.pop(done)
         if running:
@@ -151,6 +162,9 @@ class Promoter:
 
         use_devices(self._job.config.workers, max(1, (os.cpu_count() or 1) // self._world))
         return load_network(self._job, self._checkpoint)
+
+    def begin(self) -> None:
+        """Nothing: once this is done, the process has found room."""
 
     def score(self) -> Rescored:
         """Measure the share of the validation set."""
@@ -207,9 +221,10 @@ def write_bundle(model: keras.Model, job: Job, checkpoint: Checkpoint, metrics: 
     parts = (model, job.spec, job.labels, job.preprocessing, metadata, find_precision(checkpoint, metrics))
     folder = f"{job.config.out}/bundle"
     try:
-        return load_bundle(save_bundle(folder, *parts).folder)
-    except BundleError:
-        return load_bundle(save_bundle(f"{folder}-epoch-{checkpoint.epoch}", *parts).folder)
+        saved = save_bundle(folder, *parts)
+    except TakenError:
+        saved = save_bundle(f"{folder}-epoch-{checkpoint.epoch}", *parts)
+    return load_bundle(saved.folder)
 
 
 def find_precision(checkpoint: Checkpoint, metrics: dict[str, Any]) -> Precision:

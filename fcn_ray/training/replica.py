@@ -37,10 +37,16 @@ class Replica:
         """Every variable by name: the whole state of training."""
         return {name: np.asarray(variable.value) for name, variable in self._variables().items()}
 
-    def assign(self, arrays: Arrays) -> None:
-        """Inverse of `arrays`."""
-        for name, variable in self._variables().items():
-            variable.assign(arrays[name])
+    def assign(self, arrays: Arrays) -> bool:
+        """Inverse of `arrays`. False when they are of an optimizer without momentum, unlike this one: its starts at 0.
+
+        Raises KeyError when another array is missing.
+        """
+        variables = self._variables()
+        missing = {name for name in variables.keys() - arrays.keys() if name.endswith("_momentum")}
+        for name in variables.keys() - missing:
+            variables[name].assign(arrays[name])
+        return not missing
 
     def _variables(self) -> dict[str, keras.Variable]:
         model = {f"{MODEL}{v.path}": v for v in self.model.variables}

@@ -22,7 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from fcn_ray.datasets.scenes import write_scenes_parquet
-from fcn_ray.training.checkpoints import STATE, Arrays, list_checkpoints, load_newest
+from fcn_ray.training.checkpoints import STATE, Arrays, find_newest, list_checkpoints, load_arrays
 
 MOST_STEPS = 6
 """Between a resume and the next kill."""
@@ -70,10 +70,11 @@ def flip_newest(out: Path) -> int | None:
 
 def final_state(out: Path) -> Arrays:
     """Every variable at the end."""
-    found = load_newest(str(out))
-    if found is None:
+    newest = find_newest(str(out))
+    arrays = load_arrays(newest) if newest else None
+    if arrays is None:
         raise SystemExit(f"{out} has no checkpoint")
-    return found[1]
+    return arrays
 
 
 def main() -> None:

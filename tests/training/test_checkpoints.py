@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -7,16 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 
+from fcn_ray import storage
 from fcn_ray.errors import DivergedError, UnavailableError
 from fcn_ray.training.checkpoints import (
     INDEX,
     STATE,
     Checkpoint,
+    find_newest,
+    is_whole,
     list_checkpoints,
+    load_arrays,
     load_best,
-    load_newest,
     remove_old,
+    remove_torn,
     save_checkpoint,
+    save_score,
 )
 from tests.s3 import Shim, answer
 
@@ -27,14 +33,14 @@ def _save(run: Path | str, epoch: int, score: float | None = None) -> Checkpoint
 
 
 def test_the_newest_comes_back_whole(tmp_path: Path) -> None:
-    assert load_newest(str(tmp_path)) is None
+    assert find_newest(str(tmp_path)) is None
     _save(tmp_path, 1)
     saved = _save(tmp_path, 2, 0.25)
-    found = load_newest(str(tmp_path))
-    assert found is not None
-    checkpoint, arrays = found
-    assert checkpoint == saved
-    assert (checkpoint.epoch, checkpoint.step, checkpoint.score, checkpoint.metrics) == (2, 20, 0.25, {"loss": 0.5})
+    found = find_newest(str(tmp_path))
+    assert found == saved
+    assert (found.epoch, found.step, found.score, found.metrics) == (2, 20, 0.25, {"loss": 0.5})
+    arrays = load_arrays(found)
+    assert arrays is not None
     np.testing.assert_array_equal(arrays["model/a"], np.full((2, 3), 2, np.float32))
     assert arrays["optimizer/step"] == 20
 
@@ -62,9 +68,29 @@ def test_a_damaged_one_is_passed_over(tmp_path: Path, damage: object) -> None:
     _save(tmp_path, 1)
     newest = _save(tmp_path, 2)
     damage(Path(newest.folder))  # type: ignore[operator]
-    found = load_newest(str(tmp_path))
+    found = find_newest(str(tmp_path))
     assert found is not None
-    assert found[0].epoch == 1
+    assert found.epoch == 1
+    assert load_arrays(newest) is None
+    assert not is_whole(newest)
+
+
+def test_a_state_is_verified_without_room_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver only chooses: a state of gigabytes must not go through its memory."""
+    saved = _save(tmp_path, 1)
+    read = storage.read_bytes
+    monkeypatch.setattr(storage, "read_bytes", lambda uri: b"" if uri.endswith(STATE) else read(uri))
+    assert find_newest(str(tmp_path)) == saved
+
+
+def _refuse(name: str) -> Callable[..., Any]:
+    """A store that does not answer for files of this name."""
+
+    def refuse(app: Any, environ: dict[str, Any], start_response: Any) -> Any:
+        refused = environ["PATH_INFO"].endswith(name)
+        return (partial(answer("503 Slow Down", "SlowDown"), app) if refused else app)(environ, start_response)
+
+    return refuse
 
 
 @pytest.mark.s3
@@ -74,17 +100,12 @@ def test_an_outage_is_no_damage(s3: Shim, monkeypatch: pytest.MonkeyPatch) -> No
     saved = _save("s3://bucket/run", 2)
     monkeypatch.setenv("FCN_RAY_PATIENCE_SECONDS", "0.05")
 
-    def refuse_state(app: Any, environ: dict[str, Any], start_response: Any) -> Any:
-        refused = environ["PATH_INFO"].endswith(STATE)
-        return (partial(answer("503 Slow Down", "SlowDown"), app) if refused else app)(environ, start_response)
-
-    s3.fail("GET", always=refuse_state)
+    s3.fail("GET", always=_refuse(STATE))
     with pytest.raises(UnavailableError):
-        load_newest("s3://bucket/run")
+        find_newest("s3://bucket/run")
     s3.fail("none")
-    found = load_newest("s3://bucket/run")
-    assert found is not None
-    assert found[0] == saved
+    found = find_newest("s3://bucket/run")
+    assert found == saved
 
 
 def test_a_state_that_is_not_finite_is_never_written(tmp_path: Path) -> None:
@@ -118,9 +139,8 @@ def test_without_scores_the_newest_is_the_best(tmp_path: Path) -> None:
 
 def test_one_that_is_not_trusted_is_passed_over(tmp_path: Path) -> None:
     older, newer = _save(tmp_path, 1), _save(tmp_path, 2)
-    found = load_newest(str(tmp_path), {newer.folder})
-    assert found is not None
-    assert found[0] == older
+    found = find_newest(str(tmp_path), {newer.name})
+    assert found == older
 
 
 def test_what_was_just_written_stays_though_damaged_ones_of_later_steps_lie_there(tmp_path: Path) -> None:
@@ -128,6 +148,48 @@ def test_what_was_just_written_stays_though_damaged_ones_of_later_steps_lie_ther
         _lose(Path(_save(tmp_path, epoch).folder))
     written = _save(tmp_path, 2)
     remove_old(str(tmp_path), 1, written.folder)
-    found = load_newest(str(tmp_path))
-    assert found is not None
-    assert found[0] == written
+    found = find_newest(str(tmp_path))
+    assert found == written
+
+
+def test_what_a_crash_left_of_checkpoints_is_deleted_and_nothing_else(tmp_path: Path) -> None:
+    remove_torn(str(tmp_path))
+    whole, torn, garbled, without_state = (_save(tmp_path, epoch) for epoch in (1, 2, 3, 4))
+    _tear(Path(torn.folder))
+    _garble(Path(garbled.folder))
+    _lose(Path(without_state.folder))
+    begun = Path(whole.folder).parent / "00000050-0123abcd"
+    begun.mkdir()
+    (begun / ".tmp-1").write_bytes(b"half a state")
+    remove_torn(str(tmp_path))
+    assert sorted(begun.parent.iterdir()) == [Path(whole.folder), Path(without_state.folder)]
+
+
+@pytest.mark.s3
+def test_what_a_silent_store_does_not_show_is_not_deleted(s3: Shim, monkeypatch: pytest.MonkeyPatch) -> None:
+    saved = _save("s3://bucket/run", 1)
+    torn = _save("s3://bucket/run", 2)
+    s3.fail("GET", always=_refuse(INDEX))
+    monkeypatch.setenv("FCN_RAY_PATIENCE_SECONDS", "0.05")
+    with pytest.raises(UnavailableError):
+        remove_torn("s3://bucket/run")
+    s3.fail("none")
+    assert list_checkpoints("s3://bucket/run") == [saved, torn]
+
+
+def test_a_score_lies_beside_the_state_and_may_be_damaged(tmp_path: Path) -> None:
+    """A run of an older version has it in the index, as the other tests here do."""
+    first, second = _save(tmp_path, 1, 0.5), _save(tmp_path, 2)
+    save_score(second.folder, 0.75, {"loss": 0.5, "val": {}})
+    found = list_checkpoints(str(tmp_path))
+    assert [(c.folder, c.score, c.metrics) for c in found] == [
+        (first.folder, 0.5, {"loss": 0.5}),
+        (second.folder, 0.75, {"loss": 0.5, "val": {}}),
+    ]
+    best = load_best(str(tmp_path))
+    assert best is not None
+    assert best[0] == found[1]
+    (Path(second.folder) / "score.json").write_text('{"score": 1')
+    assert list_checkpoints(str(tmp_path)) == [first, second]
+    save_score(second.folder, 0.25, {})
+    assert list_checkpoints(str(tmp_path))[1].score == 0.25

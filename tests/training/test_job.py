@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import safetensors.numpy
 
-from fcn_ray.bundle import Bundle, load_bundle
+from fcn_ray.bundle import Bundle, load_bundle, save_bundle
 from fcn_ray.config import ModelConfig, TrainConfig
 from fcn_ray.config_text import dump_config
 from fcn_ray.errors import (
@@ -33,7 +34,7 @@ from fcn_ray.errors import (
 from fcn_ray.images.codec import decode_label
 from fcn_ray.training import job as training_job
 from fcn_ray.training import promotion
-from fcn_ray.training.checkpoints import Arrays, Checkpoint, list_checkpoints, load_arrays, load_newest, save_checkpoint
+from fcn_ray.training.checkpoints import Arrays, Checkpoint, find_newest, list_checkpoints, load_arrays, save_checkpoint
 from fcn_ray.training.curve import read_curve
 from fcn_ray.training.job import TrainReport, train
 from fcn_ray.training.preflight import prepare
@@ -52,9 +53,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _final_state(out: Path) -> dict[str, np.ndarray]:
-    found = load_newest(str(out))
-    assert found is not None
-    return found[1]
+    newest = find_newest(str(out))
+    assert newest is not None
+    arrays = load_arrays(newest)
+    assert arrays is not None
+    return arrays
 
 
 def _command(config: TrainConfig, file: Path) -> list[str]:
@@ -108,7 +111,7 @@ def undisturbed(data: Path, tmp_path_factory: pytest.TempPathFactory, ray_sessio
 
 def test_two_workers_train_tell_and_leave_what_they_should(undisturbed: _Run) -> None:
     records, report = undisturbed.records, undisturbed.report
-    epoch = ["step", "checkpoint"] * 3 + ["checkpoint", "epoch"]  # the last one twice: before and after it is scored
+    epoch = ["step", "checkpoint"] * 3 + ["epoch"]
     kinds = [record["kind"] for record in records if record["kind"] != "warning"]
     assert kinds == ["start", "workers", *epoch * 6, "bundle", "page"]
     assert [record["step"] for record in records if record["kind"] == "step"] == list(range(1, 19))
@@ -189,7 +192,7 @@ def test_more_processes_score_than_there_is_room_for(tmp_path: Path) -> None:
     model = build_fcn(job.spec, seed=1)
     arrays = {f"model/{v.path}": np.asarray(v.value) for v in model.variables}
     save_checkpoint(job.config.out, Checkpoint("", 1, 3, 0.1, job.settings, {}), arrays)
-    found = promotion.promote(job, 2)
+    found = promotion.promote(job, 2, lambda _: None)
     assert found.rescored is not None
     labels = [decode_label(cell, "label") for cell in pq.read_table(data)["mask"].to_pylist()]
     assert found.rescored.confusion.sum() == sum(int((label != 255).sum()) for label in labels)
@@ -287,6 +290,26 @@ def test_a_second_and_different_bundle_gets_its_epochs_name_and_the_first_stays(
     assert files == [files[0]] * 3
 
 
+def test_a_network_that_makes_no_bundle_is_not_tried_under_another_name(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fcn_ray.models.fcn import build_fcn
+
+    job = prepare(tiny_config(data, tmp_path / "out"))
+    model = build_fcn(job.spec, seed=1)
+    model.variables[0].assign(np.full(model.variables[0].shape, np.inf, np.float32))
+    tried: list[str] = []
+
+    def save(folder: str, *parts: Any) -> Bundle:
+        tried.append(Path(folder).name)
+        return save_bundle(folder, *parts)
+
+    monkeypatch.setattr(promotion, "save_bundle", save)
+    with pytest.raises(BundleError, match="not finite"):
+        promotion.write_bundle(model, job, Checkpoint("", 1, 3, None, "", {}), {}, "fcn-ray train")
+    assert tried == ["bundle"]
+
+
 def test_a_checkpoint_that_scores_otherwise_in_a_fresh_process_is_no_bundle() -> None:
     checkpoint = Checkpoint("runs/a/checkpoints/1", 1, 3, 0.4, "", {"val": {"pixel_accuracy": 0.64}})
     promotion.check_agreement(checkpoint, 0.6450)
@@ -323,12 +346,12 @@ def test_a_checkpoint_that_only_the_driver_can_read_ends_the_job_instead_of_star
     config = tiny_config(data, out, resume=True)
     chosen = save_checkpoint(str(out), Checkpoint("", 1, 3, None, prepare(config).settings, {}), {})
 
-    def load_and_lose(run: str, distrusted: set[str]) -> tuple[Checkpoint, Arrays] | None:
-        found = load_newest(run, distrusted)
+    def find_and_lose(run: str, distrusted: Collection[str]) -> Checkpoint | None:
+        found = find_newest(run, distrusted)
         shutil.rmtree(chosen.folder)  # the worker looks at its own disk, where it never was
         return found
 
-    monkeypatch.setattr(training_job, "load_newest", load_and_lose)
+    monkeypatch.setattr(training_job, "find_newest", find_and_lose)
     with pytest.raises(StorageError, match=f"worker 0 cannot read {chosen.folder}: is `out` on shared storage"):
         train(config)
     assert list_checkpoints(str(out)) == []

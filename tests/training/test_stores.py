@@ -10,7 +10,7 @@ import pytest
 from fcn_ray import storage
 from fcn_ray.bundle import load_bundle
 from fcn_ray.config_text import dump_config
-from fcn_ray.training.checkpoints import load_newest
+from fcn_ray.training.checkpoints import find_newest
 from tests.s3 import Shim, answer
 from tests.training.making import tiny_config, write_data
 
@@ -34,8 +34,8 @@ def test_a_training_in_a_store_goes_on_there(s3: Shim, tmp_path: Path) -> None:
 
     again = subprocess.run([*command, "--epochs", "2", "--resume"], capture_output=True, text=True, timeout=280)
     assert again.returncode == 0, again.stderr
-    newest = load_newest(OUT)
+    newest = find_newest(OUT)
     assert newest is not None
-    assert newest[0].step == 6
+    assert newest.step == 6
     curve = [json.loads(line) for line in storage.read_bytes(f"{OUT}/metrics.jsonl").decode().splitlines()]
     assert [record["epoch"] for record in curve if record["kind"] == "epoch"] == [1, 2]
