@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, TypeVar
 
-from fcn_ray.errors import RefusedError, StorageError, UnavailableError
+from fcn_ray.errors import RefusedError, StorageError, UnavailableError, UnequippedError
 from fcn_ray.storage.requests import Found, Missing, Passing, Taken, patiently
 from fcn_ray.storage.uris import split, split_folder
 
@@ -187,7 +187,7 @@ def _try(uri: str, request: Callable[[Any], T]) -> T:
     except ClientError as error:
         raise _explain(uri, error.response) from error
     except (NoCredentialsError, PartialCredentialsError) as error:
-        raise RefusedError(
+        raise UnequippedError(
             f"{uri}: no credentials found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give "
             "the machine a role"
         ) from error
