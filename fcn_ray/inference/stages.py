@@ -32,6 +32,7 @@ from fcn_ray.tables.schema import (
     MODEL_DIGEST,
     OK,
     PATH,
+    PIXELS,
     ROW,
     RUN_ID,
     SOURCE_ERROR,
@@ -41,9 +42,6 @@ from fcn_ray.tables.schema import (
     trim_error,
 )
 from fcn_ray.tables.sources import TABLE_SUFFIX, TAR_SUFFIX
-
-PIXELS = "pixels"
-"""Decoded image as uint8 bytes, row-major RGB; null for a bad image. Lives between decode and predict only."""
 
 
 @dataclass(frozen=True, slots=True)

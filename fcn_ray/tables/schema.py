@@ -67,6 +67,8 @@ CHUNK_ROWS = "chunk_rows"
 IMAGE = "image"
 SOURCE_ERROR = "source_error"
 SOURCE_MESSAGE = "source_message"
+PIXELS = "pixels"
+"""Decoded image as uint8 bytes, row-major RGB; null for a bad image. Lives between decode and predict only."""
 
 WORKING_FIELDS = (
     pa.field(CHUNK_ID, pa.string(), nullable=False),
@@ -75,9 +77,10 @@ WORKING_FIELDS = (
     pa.field(IMAGE, pa.large_binary()),
     pa.field(SOURCE_ERROR, pa.string()),
     pa.field(SOURCE_MESSAGE, pa.string()),
+    pa.field(PIXELS, pa.large_binary()),
 )
 """Columns that rows have on the way only: which chunk a row belongs to, at which place of how many; the encoded image,
-and, when it could not be had, a status code and the reason."""
+and, when it could not be had, a status code and the reason; the decoded image."""
 WORKING = frozenset(field.name for field in WORKING_FIELDS)
 
 SCHEMA_VERSION = 1
