@@ -121,10 +121,12 @@ def read_bytes(uri: str) -> bytes:
 
 def fetch(uri: str, limit: int) -> tuple[Entry, bytes | None]:
     """One file and its content. Its version is asked after the reading, so that no change can slip in between."""
-    if stat(uri).size > limit:
-        return stat(uri), None
-    data = read_bytes(uri)
-    return stat(uri), data
+    with open_file(uri) as file:
+        try:  # of the open file, for another one may have its name by now
+            data = None if os.fstat(file.fileno()).st_size > limit else file.read()
+            return _entry(local_path(uri).name, os.fstat(file.fileno())), data
+        except OSError as error:
+            raise StorageError(f"{uri} cannot be read: {error.strerror or error}") from error
 
 
 def open_file(uri: str) -> BinaryIO:

@@ -1,4 +1,5 @@
 import errno
+import io
 import os
 import random
 import subprocess
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from fcn_ray import storage
 from fcn_ray.errors import StorageError
+from fcn_ray.storage import local
 
 
 def _visible(folder: Path) -> list[str]:
@@ -135,6 +137,22 @@ def test_versions_change_with_the_content(tmp_path: Path) -> None:
     assert before == next(storage.list_files(str(tmp_path)))
     os.utime(path, ns=(0, 1))
     assert storage.stat(str(path)).version != before.version
+
+
+def test_the_version_that_is_told_is_the_one_that_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"first")
+    first = storage.stat(str(path))
+
+    class Replacing(io.FileIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            (tmp_path / "b").write_bytes(b"the second")
+            os.replace(tmp_path / "b", path)
+            return super().read(size)
+
+    monkeypatch.setattr(local, "open_file", Replacing)
+    assert storage.fetch(str(path), 100) == (first, b"first")
+    assert storage.stat(str(path)).version != first.version
 
 
 @pytest.mark.parametrize("name", ["missing", ".", "pipe", "nul\0l"])

@@ -217,11 +217,12 @@ def test_a_file_that_changes_while_it_is_read_is_changed(tmp_path: Path, monkeyp
     write_images(tmp_path, "a.png")
     piece = _piece(tmp_path / "a.png")
 
-    def read_and_change(uri: str) -> bytes:
-        (tmp_path / "a.png").write_bytes(b"other")
-        return b"what was planned"
+    class Changing(io.FileIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            (tmp_path / "a.png").write_bytes(b"other")
+            return b"what was planned"
 
-    monkeypatch.setattr(local, "read_bytes", read_and_change)
+    monkeypatch.setattr(local, "open_file", Changing)
     (row,) = read_rows(str(tmp_path), [piece], Columns()).to_pylist()
     assert _status(row) == (None, "changed")
 
