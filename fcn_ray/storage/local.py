@@ -68,7 +68,11 @@ def list_files(uri: str, on_skip: Callable[[str], None] | None = None) -> Iterat
 
 
 def _walk(folder: Path, prefix: str, on_skip: Callable[[str], None]) -> Iterator[Entry]:
-    for name in _sorted_names(folder):
+    names = _sorted_names(folder)
+    if names is None:
+        on_skip(prefix)
+        return
+    for name in names:
         path = prefix + name
         if name.startswith(".") or (name.startswith("_") and name.endswith("/")) or not _is_utf8(name):
             on_skip(path)
@@ -88,11 +92,16 @@ def _walk(folder: Path, prefix: str, on_skip: Callable[[str], None]) -> Iterator
                 on_skip(path)
 
 
-def _sorted_names(folder: Path) -> list[str]:
-    """Names in a folder; folders end in "/", and sort so, which puts the whole listing in the order of full paths."""
+def _sorted_names(folder: Path) -> list[str] | None:
+    """Names in a folder; folders end in "/", and sort so, which puts the whole listing in the order of full paths.
+
+    None when it is gone by now, as a file may be.
+    """
     try:
         with os.scandir(folder) as found:
             names = [entry.name + ("/" if entry.is_dir(follow_symlinks=False) else "") for entry in found]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except OSError as error:
         raise StorageError(f"{folder} cannot be listed: {error.strerror or error}") from error
     return sorted(names, key=os.fsencode)

@@ -2,6 +2,7 @@ import errno
 import io
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -128,6 +129,20 @@ def test_listing_says_what_it_leaves_out(tmp_path: Path) -> None:
     listed = [entry.path for entry in storage.list_files(str(tmp_path), skipped.append)]
     assert listed == ["_DSC1.jpg", "linked", "real/a"]
     assert skipped == [".git/", ".hidden", "_temporary/", "broken", "latin-\udce9.png", "pipe", "round"]
+
+
+def test_a_folder_that_vanishes_during_the_listing_is_left_out(tmp_path: Path) -> None:
+    for name in ("a.png", "b/1.png", "c/2.png", "d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    skipped: list[str] = []
+    listing = storage.list_files(str(tmp_path), skipped.append)
+    found = [next(listing).path]
+    shutil.rmtree(tmp_path / "b")
+    shutil.rmtree(tmp_path / "c")
+    (tmp_path / "c").write_bytes(b"now a file")
+    assert [*found, *(entry.path for entry in listing)] == ["a.png", "d.png"]
+    assert skipped == ["b/", "c/"]
 
 
 def test_versions_change_with_the_content(tmp_path: Path) -> None:
