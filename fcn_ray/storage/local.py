@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -11,11 +12,14 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import BinaryIO
 
-from fcn_ray.errors import StorageError
+from fcn_ray.errors import ConfigError, StorageError
 from fcn_ray.failpoints import fail_at
 from fcn_ray.storage.uris import Entry, local_path
 
 _TEMPORARY = ".tmp-"
+
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""What a file system without hard links answers."""
 
 
 def is_file(uri: str) -> bool:
@@ -166,6 +170,13 @@ def put_if_absent(uri: str, data: bytes) -> bool:
             os.link(temporary, path)
         except FileExistsError:
             return False
+        except OSError as error:
+            if error.errno in _NO_LINKS:
+                raise ConfigError(
+                    f"{uri} cannot be written once and for all: its file system has no hard links (exFAT, SMB and "
+                    f"mounted buckets often have none; {error.strerror}). Choose another one; to a bucket by its URI"
+                ) from error
+            raise
         fail_at("put.linked")
         _flush_folder(path.parent)
         fail_at("put.flushed")

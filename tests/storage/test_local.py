@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcn_ray import storage
-from fcn_ray.errors import StorageError
+from fcn_ray.errors import ConfigError, StorageError
 from fcn_ray.storage import local
 
 
@@ -84,6 +84,19 @@ def test_a_full_disk_is_a_storage_error_and_leaves_nothing(
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(StorageError, match=r"object cannot be written: No space left"):
         put(str(tmp_path / "object"), b"data")
+    assert _visible(tmp_path) == []
+
+
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_file_system_without_hard_links_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(code, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", fail)
+    with pytest.raises(ConfigError, match=r"object cannot be written .* no hard links"):
+        storage.put_if_absent(str(tmp_path / "object"), b"data")
     assert _visible(tmp_path) == []
 
 
