@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from time import monotonic, sleep
 from typing import TypeVar
@@ -16,6 +18,8 @@ T = TypeVar("T")
 
 PATIENCE_SECONDS = 600.0
 """Longest time that one request is tried again; FCN_RAY_PATIENCE_SECONDS in the environment overrules it."""
+
+_most: ContextVar[float] = ContextVar("most_patience", default=float("inf"))
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 20.0
 """Seconds. Each pause is a random part of a bound that doubles: many workers must not come back at one moment."""
@@ -43,9 +47,19 @@ class Passing(Exception):  # noqa: N818
     """A request failed in a way that another try may mend."""
 
 
+@contextmanager
+def with_patience(seconds: float) -> Iterator[None]:
+    """Within, and in this thread, no request is tried again for longer than so many seconds."""
+    before = _most.set(seconds)
+    try:
+        yield
+    finally:
+        _most.reset(before)
+
+
 def patiently(uri: str, request: Callable[[], T]) -> T:
     """What `request` returns, tried again while it raises Passing. UnavailableError when it never stops."""
-    patience = float(os.environ.get("FCN_RAY_PATIENCE_SECONDS", PATIENCE_SECONDS))
+    patience = min(float(os.environ.get("FCN_RAY_PATIENCE_SECONDS", PATIENCE_SECONDS)), _most.get())
     start, bound, tries = monotonic(), FIRST_PAUSE, 0
     while True:
         try:
