@@ -13,7 +13,8 @@ FcnRayError                 1  unexpected
 │   └── OutOfReachError     9  nothing is known of the file
 │       ├── UnavailableError 9  its store does not answer
 │       └── RefusedError    9  its place is not for us
-│           └── NotInstalledError 2  it needs a package; also a ConfigError
+│           └── UnequippedError 9  nor is any other there: this machine lacks what asking takes
+│               └── NotInstalledError 2  it needs a package; also a ConfigError
 └── AuditError             10  the audit found a broken promise
 
 A message says what was found, where, what was expected, and what to do. Codes: DESIGN 7. A signal ends a command with
@@ -153,7 +154,11 @@ class RefusedError(OutOfReachError):
     """The place cannot be used by us: no credentials, no such bucket, another region."""
 
 
-class NotInstalledError(ConfigError, RefusedError):
+class UnequippedError(RefusedError):
+    """This machine cannot ask the store at all: it has no credentials, or no account. Says nothing of the place."""
+
+
+class NotInstalledError(ConfigError, UnequippedError):
     """The place needs a package that is not installed where it is asked for, which may be one machine of many."""
 
 

@@ -1,12 +1,8 @@
-"""A chunk that took its process down, read and decoded row by row in a process of its own.
+"""A chunk that took its process down, read and decoded row by row in a process of its own (isolated.py).
 
 When that process dies, or hangs, the row that it was at gets the status `crash` or `timeout`, and another process goes
-on behind it. What comes out is what `ReadChunks` and `DecodeImages` leave of the other rows.
-
-    to the child, on stdin       one JSON object, see `_Work`
-    from the child, on stdout    for each row two frames: as it was read, without its image; as it was decoded. Or one
-                                 that says which store is out of reach, and the end. A frame is 8 bytes with its length,
-                                 and an Arrow stream with one row
+on behind it. What comes out is what `ReadChunks` and `DecodeImages` leave of the other rows. An error that no picture
+is to blame for ends the job, as it would have before: a row stays in the results for ever, and a store comes back.
 """
 
 from __future__ import annotations
@@ -14,81 +10,60 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import select
 import signal
-import struct
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import IO, Any
+from dataclasses import asdict, replace
+from typing import IO
 
 import pyarrow as pa
 
-from fcn_ray.errors import OutOfReachError, UnavailableError
+from fcn_ray.errors import IncompleteError
+from fcn_ray.inference.frames import ApartWork, Overdue, receive_frame
 from fcn_ray.inference.limits import Limits
-from fcn_ray.inference.stages import DecodeImages, ReadChunks
-from fcn_ray.tables.columns import Columns
-from fcn_ray.tables.reading import lost_rows, read_rows
-from fcn_ray.tables.schema import IMAGE, SOURCE_ERROR, SOURCE_MESSAGE
+from fcn_ray.inference.stages import PIXELS_ROOM, DecodeImages, ReadChunks, count_pixel_bytes
+from fcn_ray.tables.reading import lost_rows
+from fcn_ray.tables.schema import SOURCE_ERROR, SOURCE_MESSAGE
 from fcn_ray.tables.sources import Piece
 
-_OUT_OF_REACH = "out_of_reach"
-_LENGTH = struct.Struct("<Q")
-_READ_BYTES = 1 << 20
+_CHILD = "fcn_ray.inference.isolated"
 
-
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """What a child does: `pieces` of one row each."""
-
-    input: str
-    columns: Columns
-    allowed: tuple[str, ...]
-    pieces: Sequence[Piece]
-    max_pixels: int
-    limits: Limits
-
-    @classmethod
-    def parse(cls, text: bytes) -> _Work:
-        found: dict[str, Any] = json.loads(text)
-        carry = found["columns"]["carry"]
-        columns = Columns(**found["columns"] | {"carry": carry if isinstance(carry, str) else tuple(carry)})
-        pieces, limits = [Piece(**piece) for piece in found["pieces"]], Limits(**found["limits"])
-        return cls(**found | {"columns": columns, "pieces": pieces, "limits": limits})
-
-
-class _Overdue(Exception):  # noqa: N818 - no error of ours, but what a picture did
-    pass
+_START_SECONDS = 600.0
+"""Longest time that a child may take to begin: it imports its libraries, perhaps from a network's file system."""
 
 
 def prepare_apart(read: ReadChunks, pieces: Sequence[Piece], decode: DecodeImages, limits: Limits) -> pa.Table:
     """The decoded rows of a chunk's pieces, exactly as many as the pieces say, whatever they do to a process.
 
-    Raises OutOfReachError when a store is.
+    Raises what the reading raises, as OutOfReachError; IncompleteError when a process does not begin.
     """
     rows = [
         replace(piece, first_row=piece.first_row + row, n_rows=1) for piece in pieces for row in range(piece.n_rows)
     ]
     done: list[pa.Table] = []
     while len(done) < len(rows):  # a child is good for one row at least, be it the one that it dies of
-        done += _follow_child(
-            _Work(read.input, read.columns, read.allowed, rows[len(done) :], decode.max_pixels, limits), decode
-        )
+        room = PIXELS_ROOM - sum(map(count_pixel_bytes, done))
+        left = rows[len(done) :]
+        work = ApartWork(read.input, read.columns, read.allowed, left, decode.max_pixels, room, limits)
+        done += _follow_child(work, decode)
     return pa.concat_tables(done, promote_options="default").combine_chunks()
 
 
-def _follow_child(work: _Work, decode: DecodeImages) -> Iterator[pa.Table]:
+def _follow_child(work: ApartWork, decode: DecodeImages) -> Iterator[pa.Table]:
     """Rows as the child leaves them, the one that it died of included."""
     with _start_child(work) as child:
         assert child.stdout is not None
+        _await_start(child, child.stdout)
         for piece in work.pieces:
             known: pa.Table | None = None
             try:
-                known = _receive(child.stdout, None)  # reading has its own patience with stores
-                decoded = _receive(child.stdout, time.monotonic() + work.limits.seconds)
-            except _Overdue:
+                # Reading has no clock, here as in the first try: each of its requests has its own patience with a
+                # store, and how many there are depends on the file.
+                known = receive_frame(child.stdout, None)
+                decoded = receive_frame(child.stdout, time.monotonic() + work.limits.seconds)
+            except Overdue:
                 child.kill()
                 problem = ("timeout", f"it was still being decoded after {work.limits.seconds:g} seconds")
             except EOFError:
@@ -101,15 +76,30 @@ def _follow_child(work: _Work, decode: DecodeImages) -> Iterator[pa.Table]:
             return
 
 
-def _start_child(work: _Work) -> subprocess.Popen[bytes]:
+def _start_child(work: ApartWork) -> subprocess.Popen[bytes]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}  # Ray may have added to the path
-    command = [sys.executable, "-m", __name__]
+    command = [sys.executable, "-m", _CHILD]
     child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
     assert child.stdin is not None
     with contextlib.suppress(BrokenPipeError):  # it died: its output says so too
         child.stdin.write(json.dumps(asdict(work)).encode())
         child.stdin.close()
     return child
+
+
+def _await_start(child: subprocess.Popen[bytes], frames: IO[bytes]) -> None:
+    """Raise IncompleteError unless the child begins: it has not met a picture yet, so none is to blame."""
+    try:
+        receive_frame(frames, time.monotonic() + _START_SECONDS)
+    except (Overdue, EOFError) as error:
+        slow = isinstance(error, Overdue)
+        if slow:
+            child.kill()
+        why = f"in {_START_SECONDS:g} seconds" if slow else f"({_end_of(child)})"
+        raise IncompleteError(
+            f"a process that decodes images one by one did not begin {why}: its output is in the log of the machine. "
+            "What is committed is safe: the same command goes on"
+        ) from error
 
 
 def _blame(known: pa.Table | None, piece: Piece, problem: tuple[str, str]) -> pa.Table:
@@ -125,61 +115,3 @@ def _blame(known: pa.Table | None, piece: Piece, problem: tuple[str, str]) -> pa
 def _end_of(child: subprocess.Popen[bytes]) -> str:
     code = child.wait()
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
-
-
-def _receive(pipe: IO[bytes], deadline: float | None) -> pa.Table:
-    (length,) = _LENGTH.unpack(_read(pipe.fileno(), _LENGTH.size, deadline))
-    row = pa.ipc.open_stream(_read(pipe.fileno(), length, deadline)).read_all()
-    if row.column_names == [_OUT_OF_REACH]:
-        raise OutOfReachError(row[_OUT_OF_REACH][0].as_py())
-    return row
-
-
-def _read(descriptor: int, count: int, deadline: float | None) -> bytes:
-    """So many bytes. Raises EOFError when there are no more, _Overdue after the deadline."""
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    data = bytearray()
-    while len(data) < count:
-        wait = None if deadline is None else max(0.0, deadline - time.monotonic()) * 1000
-        if not poll.poll(wait):
-            raise _Overdue
-        part = os.read(descriptor, min(count - len(data), _READ_BYTES))
-        if not part:
-            raise EOFError
-        data += part
-    return bytes(data)
-
-
-# ----------------------------------------------------------------------------------------------------------- the child
-
-
-def _send(pipe: IO[bytes], table: pa.Table) -> None:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema) as writer:
-        writer.write_table(table)
-    data = sink.getvalue()
-    pipe.write(_LENGTH.pack(data.size))
-    pipe.write(data)
-    pipe.flush()
-
-
-def _main() -> None:
-    frames = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # what a library prints is no frame
-    work = _Work.parse(sys.stdin.buffer.read())
-    decode = DecodeImages(work.max_pixels)
-    limits = Limits(2 * work.limits.seconds, work.limits.memory)  # for a child without a parent: that one is stricter
-    for piece in work.pieces:
-        limits.limit_memory()
-        try:
-            row = read_rows(work.input, [piece], work.columns, tuple(work.allowed))
-        except UnavailableError as error:
-            _send(frames, pa.table({_OUT_OF_REACH: [str(error)]}))
-            return
-        _send(frames, row.set_column(row.column_names.index(IMAGE), IMAGE, pa.nulls(1, row[IMAGE].type)))
-        _send(frames, decode(row, limits.watch))
-
-
-if __name__ == "__main__":
-    _main()

@@ -20,7 +20,7 @@ from fcn_ray.images.geometry import group_by_size, pad_batch
 from fcn_ray.images.tiling import Tile, paste, plan_tiles, whole_image
 from fcn_ray.inference import task
 from fcn_ray.inference.network import compile_network, share_cores, try_out
-from fcn_ray.inference.stages import PIXELS, replace_columns
+from fcn_ray.inference.stages import replace_columns
 from fcn_ray.tables.attempts import Attempts
 from fcn_ray.tables.schema import (
     CHUNK_ID,
@@ -33,6 +33,7 @@ from fcn_ray.tables.schema import (
     MEAN_CONFIDENCE,
     MIN_CLASS_CONFIDENCE,
     OK,
+    PIXELS,
     STATUS,
     WIDTH,
     trim_error,

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from fcn_ray.images.codec import ImageError, decode_image, encode_mask
 from fcn_ray.labels import LabelSet
@@ -35,6 +36,7 @@ from fcn_ray.tables.schema import (
     MODEL_DIGEST,
     OK,
     PATH,
+    PIXELS,
     ROW,
     RUN_ID,
     SOURCE_ERROR,
@@ -44,9 +46,6 @@ from fcn_ray.tables.schema import (
     trim_error,
 )
 from fcn_ray.tables.sources import TABLE_SUFFIX, TAR_SUFFIX
-
-PIXELS = "pixels"
-"""Decoded image as uint8 bytes, row-major RGB; null for a bad image. Lives between decode and predict only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +75,11 @@ Watch = Callable[[], AbstractContextManager[Callable[[], None]]]
 
 def _unwatched() -> AbstractContextManager[Callable[[], None]]:
     return nullcontext(lambda: None)
+
+
+def count_pixel_bytes(table: pa.Table) -> int:
+    """Bytes of all pixels in the rows."""
+    return int(pc.sum(pc.binary_length(table[PIXELS])).as_py() or 0)
 
 
 class _Decoded(NamedTuple):

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from fcn_ray.storage import local, objects
+from fcn_ray.storage.requests import with_patience
 from fcn_ray.storage.uris import Entry, join, local_path, scheme_of
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "remove_folder",
     "replace",
     "stat",
+    "with_patience",
 ]
 
 

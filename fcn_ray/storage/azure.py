@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, TypeVar
 
-from fcn_ray.errors import ConfigError, NotInstalledError, RefusedError, StorageError, UnavailableError
+from fcn_ray.errors import NotInstalledError, RefusedError, StorageError, UnavailableError, UnequippedError
 from fcn_ray.storage.requests import Found, Missing, Passing, Taken, first_line, patiently
 from fcn_ray.storage.uris import split, split_folder
 
@@ -174,10 +174,12 @@ def _client() -> Any:
         try:
             return BlobServiceClient.from_connection_string(connection, **about)
         except ValueError as error:
-            raise ConfigError("AZURE_STORAGE_CONNECTION_STRING is no connection string of a storage account") from error
+            raise UnequippedError(
+                "AZURE_STORAGE_CONNECTION_STRING is no connection string of a storage account"
+            ) from error
     account = os.environ.get("AZURE_STORAGE_ACCOUNT")
     if not account:
-        raise RefusedError("az://: no account found: set AZURE_STORAGE_ACCOUNT, or AZURE_STORAGE_CONNECTION_STRING")
+        raise UnequippedError("az://: no account found: set AZURE_STORAGE_ACCOUNT, or AZURE_STORAGE_CONNECTION_STRING")
     return BlobServiceClient(f"https://{account}.blob.core.windows.net", _credential(account), **about)
 
 
@@ -191,7 +193,7 @@ def _credential(account: str) -> Any:
     try:
         from azure.identity import DefaultAzureCredential
     except ImportError as error:
-        raise RefusedError(
+        raise UnequippedError(
             "az://: no credentials found: set AZURE_STORAGE_KEY or AZURE_STORAGE_SAS_TOKEN; for az login, and for the "
             "roles of machines, pip install azure-identity"
         ) from error
@@ -234,7 +236,7 @@ def _explain(uri: str, error: Any) -> Exception:
             f"{uri}: {code}: the store does not accept these credentials, or not any more: renew them"
         )
     if isinstance(error, ClientAuthenticationError) and not named:
-        return RefusedError(f"{uri}: the credentials cannot be used: {message}")
+        return UnequippedError(f"{uri}: the credentials cannot be used: {message}")
     if code in _NO_PLACE:
         return RefusedError(f"{uri}: {code}: {_NO_PLACE[code]}")
     if status < 400:  # the client gives an answer that breaks off this form

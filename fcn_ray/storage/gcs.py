@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from functools import cache, partial
 from typing import Any, TypeVar
 
-from fcn_ray.errors import FcnRayError, NotInstalledError, RefusedError, StorageError, UnavailableError
+from fcn_ray.errors import FcnRayError, NotInstalledError, RefusedError, StorageError, UnavailableError, UnequippedError
 from fcn_ray.storage.requests import Found, Missing, Passing, Taken, first_line, patiently
 from fcn_ray.storage.uris import split, split_folder
 
@@ -200,7 +200,7 @@ def _explain_credentials(uri: str, error: Any) -> Exception:
     from google.auth.exceptions import DefaultCredentialsError
 
     if isinstance(error, DefaultCredentialsError):
-        return RefusedError(
+        return UnequippedError(
             f"{uri}: no credentials found: run gcloud auth application-default login, or set "
             "GOOGLE_APPLICATION_CREDENTIALS, or give the machine a service account"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import secrets
 import shutil
@@ -11,11 +12,14 @@ from pathlib import Path
 from stat import S_ISREG
 from typing import BinaryIO
 
-from fcn_ray.errors import StorageError
+from fcn_ray.errors import ConfigError, StorageError
 from fcn_ray.failpoints import fail_at
 from fcn_ray.storage.uris import Entry, local_path
 
 _TEMPORARY = ".tmp-"
+
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
+"""What a file system without hard links answers."""
 
 
 def is_file(uri: str) -> bool:
@@ -68,7 +72,11 @@ def list_files(uri: str, on_skip: Callable[[str], None] | None = None) -> Iterat
 
 
 def _walk(folder: Path, prefix: str, on_skip: Callable[[str], None]) -> Iterator[Entry]:
-    for name in _sorted_names(folder):
+    names = _sorted_names(folder)
+    if names is None:
+        on_skip(prefix)
+        return
+    for name in names:
         path = prefix + name
         if name.startswith(".") or (name.startswith("_") and name.endswith("/")) or not _is_utf8(name):
             on_skip(path)
@@ -88,11 +96,16 @@ def _walk(folder: Path, prefix: str, on_skip: Callable[[str], None]) -> Iterator
                 on_skip(path)
 
 
-def _sorted_names(folder: Path) -> list[str]:
-    """Names in a folder; folders end in "/", and sort so, which puts the whole listing in the order of full paths."""
+def _sorted_names(folder: Path) -> list[str] | None:
+    """Names in a folder; folders end in "/", and sort so, which puts the whole listing in the order of full paths.
+
+    None when it is gone by now, as a file may be.
+    """
     try:
         with os.scandir(folder) as found:
             names = [entry.name + ("/" if entry.is_dir(follow_symlinks=False) else "") for entry in found]
+    except (FileNotFoundError, NotADirectoryError):
+        return None
     except OSError as error:
         raise StorageError(f"{folder} cannot be listed: {error.strerror or error}") from error
     return sorted(names, key=os.fsencode)
@@ -121,10 +134,12 @@ def read_bytes(uri: str) -> bytes:
 
 def fetch(uri: str, limit: int) -> tuple[Entry, bytes | None]:
     """One file and its content. Its version is asked after the reading, so that no change can slip in between."""
-    if stat(uri).size > limit:
-        return stat(uri), None
-    data = read_bytes(uri)
-    return stat(uri), data
+    with open_file(uri) as file:
+        try:  # of the open file, for another one may have its name by now
+            data = None if os.fstat(file.fileno()).st_size > limit else file.read()
+            return _entry(local_path(uri).name, os.fstat(file.fileno())), data
+        except OSError as error:
+            raise StorageError(f"{uri} cannot be read: {error.strerror or error}") from error
 
 
 def open_file(uri: str) -> BinaryIO:
@@ -155,6 +170,13 @@ def put_if_absent(uri: str, data: bytes) -> bool:
             os.link(temporary, path)
         except FileExistsError:
             return False
+        except OSError as error:
+            if error.errno in _NO_LINKS:
+                raise ConfigError(
+                    f"{uri} cannot be written once and for all: its file system has no hard links (exFAT, SMB and "
+                    f"mounted buckets often have none; {error.strerror}). Choose another one; to a bucket by its URI"
+                ) from error
+            raise
         fail_at("put.linked")
         _flush_folder(path.parent)
         fail_at("put.flushed")

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, TypeVar
 
-from fcn_ray.errors import RefusedError, StorageError, UnavailableError
+from fcn_ray.errors import RefusedError, StorageError, UnavailableError, UnequippedError
 from fcn_ray.storage.requests import Found, Missing, Passing, Taken, patiently
 from fcn_ray.storage.uris import split, split_folder
 
@@ -29,6 +29,8 @@ _ENDED = {
     "InvalidAccessKeyId": "the store does not know this access key",
     "SignatureDoesNotMatch": "the secret key does not belong to the access key",
     "ExpiredToken": "the credentials have expired: renew them",
+    "InvalidToken": "the store does not know this session token: renew the credentials",
+    "RequestTimeTooSkewed": "the clock of this machine is wrong",
 }
 _NO_PLACE = {
     "NoSuchBucket": "there is no such bucket",
@@ -48,8 +50,22 @@ _PASSING = {"BadDigest", "SlowDown", "RequestTimeout", "OperationAborted", "Cond
 def head(uri: str) -> Found:
     """What the store says of the object. Raises Missing."""
     bucket, key = split(uri)
-    answer = _ask(uri, lambda client: client.head_object(Bucket=bucket, Key=key))
+    answer = _ask(uri, lambda client: _describe(client, bucket, key))
     return Found(answer["ContentLength"], answer["ETag"], _modified(answer))
+
+
+def _describe(client: Any, bucket: str, key: str) -> Any:
+    """What HEAD answers. An error of HEAD has no body, so GET is asked whether it is of the object or of the store."""
+    from botocore.exceptions import ClientError
+
+    try:
+        return client.head_object(Bucket=bucket, Key=key)
+    except ClientError as error:
+        if _status_of(error.response) not in (400, 403, 404):
+            raise
+        answer = client.get_object(Bucket=bucket, Key=key)
+        answer["Body"].close()
+        return answer
 
 
 def keys(uri: str) -> Iterator[tuple[str, Found]]:
@@ -71,11 +87,6 @@ def folders(uri: str) -> Iterator[str]:
 def _modified(answer: Any) -> float | None:
     time = answer.get("LastModified")
     return None if time is None else float(time.timestamp())
-
-
-def _folder(uri: str) -> tuple[str, str]:
-    bucket, key = split(uri)
-    return bucket, f"{key}/" if key else ""
 
 
 def _pages(uri: str, **request: Any) -> Iterator[Any]:
@@ -187,7 +198,7 @@ def _try(uri: str, request: Callable[[Any], T]) -> T:
     except ClientError as error:
         raise _explain(uri, error.response) from error
     except (NoCredentialsError, PartialCredentialsError) as error:
-        raise RefusedError(
+        raise UnequippedError(
             f"{uri}: no credentials found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE, or give "
             "the machine a role"
         ) from error
@@ -198,7 +209,7 @@ def _try(uri: str, request: Callable[[Any], T]) -> T:
 
 
 def _explain(uri: str, answer: Any) -> Exception:
-    about, status = answer.get("Error", {}), int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
+    about, status = answer.get("Error", {}), _status_of(answer)
     code = str(about.get("Code") or status)
     if (status >= 500 and status != 501) or status in (409, 429) or code in _PASSING:
         return Passing(f"the store answers {code}")
@@ -211,3 +222,7 @@ def _explain(uri: str, answer: Any) -> Exception:
     if code in _NO_PLACE:
         return RefusedError(f"{uri}: {code}: {_NO_PLACE[code]}")
     return StorageError(f"{uri}: {code}: {_REFUSALS.get(code) or about.get('Message') or 'refused by the store'}")
+
+
+def _status_of(answer: Any) -> int:
+    return int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))

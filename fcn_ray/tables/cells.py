@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fcn_ray import storage
-from fcn_ray.errors import FcnRayError, UnavailableError
+from fcn_ray.errors import FcnRayError, UnavailableError, UnequippedError
 from fcn_ray.tables import schema
 from fcn_ray.tables.columns import is_text
 from fcn_ray.tables.places import Places
@@ -91,7 +91,7 @@ def _read_cell(
         return image, None, None
     try:
         entry, data = storage.fetch(places.resolve(path, folder), MAX_FILE_BYTES)
-    except UnavailableError:  # else a row: the place is what the table says
+    except (UnavailableError, UnequippedError):  # else a row: the place is what the table says
         raise
     except FcnRayError as error:
         return None, (UNREADABLE, str(error)), None

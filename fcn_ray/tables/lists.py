@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fcn_ray import storage
-from fcn_ray.errors import ConfigError, FcnRayError, UnavailableError
+from fcn_ray.errors import ConfigError, FcnRayError, UnavailableError, UnequippedError
 
 _BATCH_LINES = 1000
 _THREADS = 16
@@ -48,9 +48,10 @@ def _sorted_lines(uri: str) -> pa.LargeStringArray:
 
 
 def stat_listed(paths: Iterator[str], locate: Callable[[str], str]) -> Iterator[tuple[str, storage.Entry | Exception]]:
-    """Each path with what is stored there, or why that cannot be had. Raises UnavailableError: then nothing is known.
+    """Each path with what is stored there, or why that cannot be had.
 
-    A place that is not for us is a fact about the line, as it is about a cell of a table.
+    A place that is not for us is a fact about the line, as it is about a cell of a table. Raises UnavailableError and
+    UnequippedError: a store that is silent, and a machine that cannot ask it, tell nothing of a line.
     """
     with ThreadPoolExecutor(_THREADS) as pool:
         while batch := list(islice(paths, _BATCH_LINES)):
@@ -60,7 +61,7 @@ def stat_listed(paths: Iterator[str], locate: Callable[[str], str]) -> Iterator[
 def _stat(locate: Callable[[str], str], path: str) -> storage.Entry | Exception:
     try:
         return storage.stat(locate(path))
-    except UnavailableError:
+    except (UnavailableError, UnequippedError):
         raise
     except FcnRayError as error:
         return error

@@ -23,6 +23,7 @@ from fcn_ray.tables.cells import UNREADABLE, Problem, text
 from fcn_ray.tables.columns import (
     Columns,
     carried_columns,
+    check_columns,
     find_image_column,
     is_text,
     plain_type,
@@ -164,6 +165,7 @@ class _TablePart:
         with storage.open_file(uri) as file:
             metadata = read_footer(file)
         arrow = read_table_schema(metadata)  # refuses what is not safe, before a row is read
+        check_columns(arrow, columns)  # again: it may not be the file that was planned
         groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         image, carried = find_image_column(arrow, columns.image), carried_columns(arrow, columns)
         is_free = schema.IMAGE_VERSION not in {field.name for field in carried.values()}

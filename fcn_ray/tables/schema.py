@@ -67,6 +67,12 @@ CHUNK_ROWS = "chunk_rows"
 IMAGE = "image"
 SOURCE_ERROR = "source_error"
 SOURCE_MESSAGE = "source_message"
+PIXELS = "pixels"
+"""Decoded image as uint8 bytes, row-major RGB; null for a bad image. Lives between decode and predict only."""
+ENCODED = "encoded"
+"""A good image as it was read, whose pixels have no room in its chunk: it is decoded again when it is predicted."""
+MASK_PNG = "mask_png"
+"""The mask of such an image, as it will be stored."""
 
 WORKING_FIELDS = (
     pa.field(CHUNK_ID, pa.string(), nullable=False),
@@ -75,14 +81,13 @@ WORKING_FIELDS = (
     pa.field(IMAGE, pa.large_binary()),
     pa.field(SOURCE_ERROR, pa.string()),
     pa.field(SOURCE_MESSAGE, pa.string()),
+    pa.field(PIXELS, pa.large_binary()),
+    pa.field(ENCODED, pa.large_binary()),
+    pa.field(MASK_PNG, pa.large_binary()),
 )
 """Columns that rows have on the way only: which chunk a row belongs to, at which place of how many; the encoded image,
-and, when it could not be had, a status code and the reason."""
-ENCODED = "encoded"
-"""A good image as it was read, whose pixels have no room in its chunk: it is decoded again when it is predicted."""
-MASK_PNG = "mask_png"
-"""The mask of such an image, as it will be stored."""
-WORKING = frozenset([*(field.name for field in WORKING_FIELDS), ENCODED, MASK_PNG])
+and, when it could not be had, a status code and the reason; what becomes of it until it is stored."""
+WORKING = frozenset(field.name for field in WORKING_FIELDS)
 
 SCHEMA_VERSION = 1
 """Part of a run's fingerprint: changes when the meaning of a result column does."""

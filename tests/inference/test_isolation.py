@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -13,11 +14,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from fcn_ray.config import ChunkConfig
-from fcn_ray.errors import OutOfReachError
+from fcn_ray.errors import (
+    FcnRayError,
+    IncompleteError,
+    NotInstalledError,
+    OutOfReachError,
+    RefusedError,
+    StorageError,
+)
 from fcn_ray.images.codec import encode_image
+from fcn_ray.inference.frames import Overdue, receive_frame, send_error
 from fcn_ray.inference.isolation import prepare_apart
 from fcn_ray.inference.limits import Limits
 from fcn_ray.inference.stages import PIXELS, DecodeImages, ReadChunks
+from fcn_ray.storage.requests import Missing
 from fcn_ray.tables import schema
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.plan import extend_plan, pending_chunks, read_chunk
@@ -97,6 +107,21 @@ def test_a_picture_that_kills_hangs_or_fills_the_process_is_one_row(tmp_path: Pa
     assert rows[PIXELS].null_count == 6
 
 
+@pytest.mark.usefixtures("_poisoned")
+def test_the_rows_of_a_chunk_share_its_room_for_pixels_whichever_child_decodes_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room for two images of 1,800 bytes: both are used when the first child dies."""
+    monkeypatch.setattr("fcn_ray.inference.isolation.PIXELS_ROOM", 4000)
+    (tmp_path / "in").mkdir()
+    cells = [_image(1), _image(2), _image(3), poisoning.encode_poison("kill"), _image(4)]
+    pq.write_table(pa.table({"image": pa.array(cells, pa.binary())}), tmp_path / "in" / "a.parquet")
+    rows = prepare_apart(_reading(f"{tmp_path}/in"), _pieces(tmp_path, Columns()), DECODE, LIMITS)
+    assert rows[schema.STATUS].to_pylist() == ["ok", "ok", "ok", "crash", "ok"]
+    assert [cell and len(cell) for cell in rows[PIXELS].to_pylist()] == [1800, 1800, None, None, None]
+    assert rows[schema.ENCODED].to_pylist() == [None, None, cells[2], None, cells[4]]
+
+
 def test_what_a_decoder_prints_is_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").write_bytes(_image(1))
@@ -118,6 +143,52 @@ def test_a_store_out_of_reach_is_no_fault_of_a_picture(monkeypatch: pytest.Monke
     piece = Piece("a.png", "1", "image", 0, 1, 100)
     with pytest.raises(OutOfReachError, match=r"s3://bucket/in: the store cannot be reached"):
         prepare_apart(_reading("s3://bucket/in"), [piece], DECODE, LIMITS)
+
+
+def test_a_machine_without_credentials_is_no_fault_of_a_picture(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_CONFIG_FILE", f"{tmp_path}/none")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", f"{tmp_path}/none")
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    piece = Piece("a.png", "1", "image", 0, 1, 100)
+    with pytest.raises(RefusedError, match="no credentials found"):
+        prepare_apart(_reading("s3://bucket/in"), [piece], DECODE, LIMITS)
+
+
+def test_a_process_that_does_not_begin_is_no_fault_of_a_picture(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(_image(1))
+    (tmp_path / "ending").mkdir()
+    (tmp_path / "ending" / "sitecustomize.py").write_text("import os\nos._exit(7)")
+    monkeypatch.syspath_prepend(str(tmp_path / "ending"))
+    with pytest.raises(IncompleteError, match=r"did not begin \(exit code 7\)"):
+        prepare_apart(_reading(f"{tmp_path}/in"), _pieces(tmp_path, Columns()), DECODE, LIMITS)
+
+
+@pytest.mark.parametrize(
+    ("sent", "kind"),
+    [(NotInstalledError("a package"), NotInstalledError), (Missing("a file"), StorageError)],
+    ids=["ours", "a kind that only storage knows"],
+)
+def test_an_error_comes_out_of_a_child_as_its_kind(sent: FcnRayError, kind: type[FcnRayError]) -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as out:
+        with os.fdopen(writing, "wb") as into:
+            send_error(into, sent)
+        with pytest.raises(FcnRayError, match=f"^{sent}$") as received:
+            receive_frame(out, None)
+    assert type(received.value) is kind
+
+
+def test_a_frame_that_is_late_is_overdue() -> None:
+    reading, writing = os.pipe()
+    with os.fdopen(reading, "rb") as out, os.fdopen(writing, "wb"), pytest.raises(Overdue):
+        receive_frame(out, time.monotonic())
 
 
 _HANG = """

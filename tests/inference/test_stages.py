@@ -10,13 +10,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from fcn_ray import storage
 from fcn_ray.config import ChunkConfig
 from fcn_ray.images.codec import decode_label, encode_image, encode_mask
 from fcn_ray.inference.stages import PIXELS, CommitChunks, DecodeImages, ReadChunks, finish_rows, read_receipts
 from fcn_ray.tables import schema
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.plan import extend_plan, pending_chunks
+from fcn_ray.tables.reading import read_rows
 from fcn_ray.tables.runs import open_run
+from fcn_ray.tables.sources import Piece
 from tests import pictures
 
 ROOT = Path(__file__).parents[2]
@@ -98,6 +101,15 @@ def test_finished_rows_take_masks_that_are_encoded(tmp_path: Path) -> None:
     table = table.set_column(place, schema.MASK_PNG, pa.array([png, None], pa.large_binary()))
     done = finish_rows(table, pictures.LABELS, "digest", "run")
     assert done[schema.MASK].to_pylist() == [{"bytes": png, "path": "image-0.png"}, None]
+
+
+def test_a_carried_column_called_pixels_is_not_lost(tmp_path: Path) -> None:
+    data = encode_image(np.zeros((4, 6, 3), np.uint8), "PNG")
+    pq.write_table(pa.table({"image": pa.array([data], pa.binary()), "pixels": [24]}), tmp_path / "t.parquet")
+    piece = Piece("t.parquet", storage.stat(f"{tmp_path}/t.parquet").version, "parquet", 0, 1, 0)
+    table = DecodeImages(10**6)(read_rows(str(tmp_path), [piece], Columns()))
+    assert table["input_pixels"].to_pylist() == [24]
+    assert table[PIXELS].to_pylist() == [bytes(4 * 6 * 3)]
 
 
 def test_decode_refuses_what_is_too_big_before_it_decodes() -> None:

@@ -10,9 +10,11 @@ from typing import Any
 
 import pytest
 
+from fcn_ray import storage
 from fcn_ray.errors import StorageError, UnavailableError
 from fcn_ray.inference import status as module
 from fcn_ray.inference.status import JobStatus
+from fcn_ray.storage.requests import Passing, patiently
 from fcn_ray.tables.lock import LOCK_SECONDS, RunLock
 from fcn_ray.tables.runs import Run
 from tests.tables.making import LABELS
@@ -93,3 +95,24 @@ def test_a_store_that_is_out_of_reach_is_not_asked_once_more(run: Run, monkeypat
         except StorageError:
             pass
     assert released == ["once", "once"]
+
+
+def test_a_job_that_ends_for_a_silent_store_does_not_wait_for_it_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither does it wait for the thread that is in the midst of a sign of life."""
+    monkeypatch.setattr(module, "PATIENCE_SECONDS", 0.1)
+    monkeypatch.setattr(module, "RENEW_SECONDS", 0.01)
+    monkeypatch.setenv("FCN_RAY_PATIENCE_SECONDS", "40")
+    silent, asked = Run("s3://bucket/run", "feed", "/in", LABELS), list[str]()
+
+    def ask(*_: object) -> None:
+        asked.append("once")
+        raise Passing("the store cannot be reached")
+
+    monkeypatch.setattr(storage, "replace", lambda uri, data: patiently(uri, ask))
+    monkeypatch.setattr(storage, "read_bytes", lambda uri: patiently(uri, ask))
+    begun = time.monotonic()
+    with JobStatus(silent, RunLock(silent.uri)) as status:
+        status.write("planning")
+        status.write("failed")
+    assert time.monotonic() - begun < 20
+    assert len(asked) > 4

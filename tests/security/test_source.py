@@ -57,7 +57,7 @@ FORBIDDEN = (
 ALLOWED = {
     ("fcn_ray/__init__.py", "importlib.import_module"): "the public names, from a dict in the module itself",
     ("fcn_ray/inference/export.py", "subprocess"): "a script of ours by its path, arguments in a list, no shell",
-    ("fcn_ray/inference/isolation.py", "subprocess"): "this very module in a child, arguments in a list, no shell",
+    ("fcn_ray/inference/isolation.py", "subprocess"): "isolated.py in a child, arguments in a list, no shell",
     ("fcn_ray/storage/gcs.py", "requests.exceptions"): "what Google's client raises; it makes the requests",
     ("fcn_ray/tables/arrow_files.py", "pyarrow.fs"): "a file system of read_masks whose files storage opens",
     ("fcn_ray/inference/export_check.py", "keras.models.load_model"): "the file that this very export has written",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fcn_ray import storage
-from fcn_ray.errors import ConfigError, OutOfReachError, RefusedError, StorageError, UnavailableError
+from fcn_ray.errors import ConfigError, OutOfReachError, RefusedError, StorageError, UnavailableError, UnequippedError
 from fcn_ray.storage import azure, requests
 from tests import s3 as faults
 from tests.azure import Azure
@@ -183,7 +183,7 @@ def test_no_credentials(bare: pytest.MonkeyPatch) -> None:
 
 def test_a_connection_string_that_is_none_is_not_repeated(bare: pytest.MonkeyPatch) -> None:
     bare.setenv("AZURE_STORAGE_CONNECTION_STRING", "AccountKey:secret")
-    with pytest.raises(ConfigError, match="AZURE_STORAGE_CONNECTION_STRING is no connection string") as error:
+    with pytest.raises(UnequippedError, match="AZURE_STORAGE_CONNECTION_STRING is no connection string") as error:
         storage.read_bytes(URI)
     assert "secret" not in str(error.value)
 

@@ -1,6 +1,8 @@
 import errno
+import io
 import os
 import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fcn_ray import storage
-from fcn_ray.errors import StorageError
+from fcn_ray.errors import ConfigError, StorageError
+from fcn_ray.storage import local
 
 
 def _visible(folder: Path) -> list[str]:
@@ -84,6 +87,19 @@ def test_a_full_disk_is_a_storage_error_and_leaves_nothing(
     assert _visible(tmp_path) == []
 
 
+@pytest.mark.parametrize("code", [errno.EPERM, errno.EOPNOTSUPP])
+def test_a_file_system_without_hard_links_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(code, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", fail)
+    with pytest.raises(ConfigError, match=r"object cannot be written .* no hard links"):
+        storage.put_if_absent(str(tmp_path / "object"), b"data")
+    assert _visible(tmp_path) == []
+
+
 def test_replace_is_last_writer_wins(tmp_path: Path) -> None:
     uri = str(tmp_path / "status")
     storage.replace(uri, b"first")
@@ -128,6 +144,20 @@ def test_listing_says_what_it_leaves_out(tmp_path: Path) -> None:
     assert skipped == [".git/", ".hidden", "_temporary/", "broken", "latin-\udce9.png", "pipe", "round"]
 
 
+def test_a_folder_that_vanishes_during_the_listing_is_left_out(tmp_path: Path) -> None:
+    for name in ("a.png", "b/1.png", "c/2.png", "d.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    skipped: list[str] = []
+    listing = storage.list_files(str(tmp_path), skipped.append)
+    found = [next(listing).path]
+    shutil.rmtree(tmp_path / "b")
+    shutil.rmtree(tmp_path / "c")
+    (tmp_path / "c").write_bytes(b"now a file")
+    assert [*found, *(entry.path for entry in listing)] == ["a.png", "d.png"]
+    assert skipped == ["b/", "c/"]
+
+
 def test_versions_change_with_the_content(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"one")
@@ -135,6 +165,22 @@ def test_versions_change_with_the_content(tmp_path: Path) -> None:
     assert before == next(storage.list_files(str(tmp_path)))
     os.utime(path, ns=(0, 1))
     assert storage.stat(str(path)).version != before.version
+
+
+def test_the_version_that_is_told_is_the_one_that_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(b"first")
+    first = storage.stat(str(path))
+
+    class Replacing(io.FileIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            (tmp_path / "b").write_bytes(b"the second")
+            os.replace(tmp_path / "b", path)
+            return super().read(size)
+
+    monkeypatch.setattr(local, "open_file", Replacing)
+    assert storage.fetch(str(path), 100) == (first, b"first")
+    assert storage.stat(str(path)).version != first.version
 
 
 @pytest.mark.parametrize("name", ["missing", ".", "pipe", "nul\0l"])

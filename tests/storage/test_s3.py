@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from fcn_ray import storage
-from fcn_ray.errors import RefusedError, StorageError
+from fcn_ray.errors import RefusedError, StorageError, UnavailableError
 from fcn_ray.storage import requests
 from fcn_ray.storage import s3 as s3_requests
+from fcn_ray.storage.requests import Missing
 from tests.s3 import Fault, Shim, answer
 
 pytestmark = pytest.mark.s3
@@ -64,9 +65,37 @@ def test_refusals_come_with_a_hint_and_are_not_repeated(s3: Shim, code: str) -> 
 
 
 def test_a_head_has_no_body_to_say_why(s3: Shim) -> None:
-    s3.fail("HEAD", answer("403 Forbidden", ""))
+    s3.fail("any", always=answer("403 Forbidden", ""))
     with pytest.raises(StorageError, match="these credentials may not do that"):
         storage.stat(URI)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "kind"),
+    [
+        ("400 Bad Request", "ExpiredToken", UnavailableError),
+        ("400 Bad Request", "InvalidToken", UnavailableError),
+        ("403 Forbidden", "InvalidAccessKeyId", UnavailableError),
+        ("403 Forbidden", "RequestTimeTooSkewed", UnavailableError),
+        ("404 Not Found", "NoSuchBucket", RefusedError),
+        ("404 Not Found", "NoSuchKey", Missing),
+        ("403 Forbidden", "AccessDenied", StorageError),
+    ],
+)
+def test_a_head_that_fails_tells_the_object_from_the_store(
+    s3: Shim, status: str, code: str, kind: type[StorageError]
+) -> None:
+    s3.fail("any", always=answer(status, code))
+    with pytest.raises(StorageError) as error:
+        storage.stat(URI)
+    assert type(error.value) is kind
+
+
+def test_an_object_that_appears_behind_a_head_is_there(s3: Shim) -> None:
+    storage.put_if_absent(URI, b"data")
+    known = storage.stat(URI)
+    s3.fail("HEAD", answer("404 Not Found", ""))
+    assert storage.stat(URI) == known
 
 
 def test_no_credentials(s3: Shim, tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -217,11 +217,12 @@ def test_a_file_that_changes_while_it_is_read_is_changed(tmp_path: Path, monkeyp
     write_images(tmp_path, "a.png")
     piece = _piece(tmp_path / "a.png")
 
-    def read_and_change(uri: str) -> bytes:
-        (tmp_path / "a.png").write_bytes(b"other")
-        return b"what was planned"
+    class Changing(io.FileIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            (tmp_path / "a.png").write_bytes(b"other")
+            return b"what was planned"
 
-    monkeypatch.setattr(local, "read_bytes", read_and_change)
+    monkeypatch.setattr(local, "open_file", Changing)
     (row,) = read_rows(str(tmp_path), [piece], Columns()).to_pylist()
     assert _status(row) == (None, "changed")
 
@@ -241,6 +242,14 @@ def test_a_table_that_cannot_be_read_gives_its_rows_all_the_same(tmp_path: Path,
     read = read_rows(str(tmp_path), [piece], Columns()).to_pylist()
     expected = "changed" if fate == "changed" else "unreadable"
     assert [(row["row"], *_status(row)) for row in read] == [(row, None, expected) for row in range(2, 7)]
+
+
+def test_a_table_whose_id_column_is_gone_is_changed(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "t.parquet", 3, key=["x", "y", "z"])
+    piece = _piece(path, 0, 2)
+    write_table(path, 3)
+    read = read_rows(str(tmp_path), [piece], Columns(id="key")).to_pylist()
+    assert [_status(row) for row in read] == [(None, "changed")] * 2
 
 
 def test_a_flipped_bit_loses_its_row_group_only(tmp_path: Path) -> None:
