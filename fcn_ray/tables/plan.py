@@ -99,14 +99,20 @@ def extend_plan(
 
 
 def preview_plan(
-    run_uri: str, input_uri: str, limits: ChunkConfig, columns: Columns, since: float | None = None
+    run_uri: str,
+    input_uri: str,
+    limits: ChunkConfig,
+    columns: Columns,
+    since: float | None = None,
+    put: Put = lambda uri, data: True,
 ) -> PlanLog:
     """The log that `extend_plan` would return, without writing anything; the run need not exist.
 
-    Its `newest` is the newest plan that is stored, so that `pending_chunks` gives the chunks pending from before.
+    Its `newest` is the newest plan that is stored, so that `pending_chunks` gives the chunks pending from before; the
+    new plans are what `put` is called with.
     """
     stored = planfile.newest_plan(run_uri)
-    log = extend_plan(run_uri, input_uri, limits, columns, lambda uri, data: True, since)
+    log = extend_plan(run_uri, input_uri, limits, columns, put, since)
     return replace(log, newest=stored)
 
 

@@ -117,8 +117,7 @@ def plan_uri(run_uri: str, number: int) -> str:
 
 def newest_plan(run_uri: str) -> int:
     """Number of the newest plan, 0 when there is none. Raises AuditError when one before it is missing."""
-    matches = [_NAME.fullmatch(entry.path) for entry in storage.list_files(storage.join(run_uri, "plans"))]
-    numbers = sorted(int(match[1]) for match in matches if match)
+    numbers = list_plans(run_uri)
     if numbers != list(range(1, len(numbers) + 1)):
         missing = next(number for number in range(1, numbers[-1] + 1) if number not in numbers)
         raise AuditError(
@@ -126,6 +125,12 @@ def newest_plan(run_uri: str) -> int:
             "be planned again; restore the file, or start over in another output folder"
         )
     return len(numbers)
+
+
+def list_plans(run_uri: str) -> list[int]:
+    """Numbers of the plans that are there, sorted."""
+    matches = [_NAME.fullmatch(entry.path) for entry in storage.list_files(storage.join(run_uri, "plans"))]
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def read_totals(run_uri: str, number: int) -> tuple[int, int]:

@@ -16,15 +16,18 @@ from fcn_ray.tables.planfile import Place
 
 
 def find_superseded(
-    run_uri: str, newest: int, counts: Callable[[str], bool] = lambda chunk_id: True
+    run_uri: str, newest: int, counts: Callable[[str], bool] = lambda chunk_id: True, drafts: str = ""
 ) -> dict[str, list[Place]]:
     """Chunk id -> the rows of that chunk which a newer plan, up to `newest`, has too; chunks without any are left out.
 
-    Only chunks whose id `counts` are looked at. A merge of the sorted plans: memory holds what is superseded.
+    Only chunks whose id `counts` are looked at. Plans in the folder `drafts` come after those of the run. A merge of
+    the sorted plans: memory holds what is superseded.
     """
     found: dict[str, list[Place]] = {}
-    if newest > 1:  # a plan lists no row twice
-        streams = (planfile.read_places(run_uri, number) for number in range(1, newest + 1))
+    homes = dict.fromkeys(range(1, newest + 1), run_uri)
+    homes |= dict.fromkeys(planfile.list_plans(drafts) if drafts else (), drafts)
+    if len(homes) > 1:  # a plan lists no row twice
+        streams = (planfile.read_places(home, number) for number, home in homes.items())
         for _, group in groupby(heapq.merge(*streams), key=itemgetter(0)):
             places = list(group)
             if len(places) > 1 and len({plan for _, _, _, plan, _ in places}) > 1:

@@ -209,6 +209,35 @@ def test_an_image_that_changed_counts_once(night: Night) -> None:
     assert read_masks(f"{night.root}/out").count_rows() == 8
 
 
+def test_a_preview_counts_an_image_that_changed_or_failed_as_the_job_does(night: Night) -> None:
+    """By hand: of three images and a table of four, b changed and had failed; c failed; the table has another row."""
+    _photos(night, *"abc")
+    write_table(night.root / "in" / "t.parquet", 4)
+    night.bad = {("b.png", 0): "crash", ("c.png", 0): "crash", ("t.parquet", 3): "crash"}
+    night.run()
+    night.bad = {}
+    (night.root / "in" / "b.png").write_bytes(b"another")
+    preview, before = night.run(dry_run=True), night.masks
+    assert (preview.images, preview.skipped) == (7, 6)
+    assert next(iter(preview.lines())) == "plan: 1 of 7 images to do, 6 done before"
+    write_table(night.root / "in" / "t.parquet", 5)
+    preview = night.run(dry_run=True, retry_failed="passing")
+    assert (preview.images, preview.skipped) == (8, 1), "b, c and five rows"
+    assert night.masks == before
+    report = night.run(retry_failed="passing")
+    assert (report.images, report.labelled, report.skipped) == (8, 7, 1)
+
+
+def test_a_preview_counts_an_image_that_changed_before_its_turn_once(night: Night) -> None:
+    _photos(night, *"ab")
+    night.lost = 1
+    with pytest.raises(IncompleteError):
+        night.run()
+    (night.root / "in" / "b.png").write_bytes(b"another")
+    preview = night.run(dry_run=True)
+    assert (preview.images, preview.skipped) == (2, 0)
+
+
 # ---------------------------------------------------------------------------------------------------------------- since
 
 

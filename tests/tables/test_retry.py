@@ -389,7 +389,7 @@ def test_a_plan_of_another_kind_is_found(failed: Run, monkeypatch: pytest.Monkey
 def test_a_row_that_is_in_no_plan_stops_the_retry(failed: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fcn_ray.tables.planfile.read_pieces", lambda run, ref: [Piece("z.png", "1", "image", 0, 1, 1)])
     with pytest.raises(AuditError, match=r"has the row \('a.png', 0\), which is not in its plan"):
-        list(find_failed(failed.uri, 1, PASSING_STATUSES))
+        list(find_failed(failed.uri, 1, PASSING_STATUSES, {}))
 
 
 # ------------------------------------------------------------------------------------------------------------ counting
