@@ -142,6 +142,12 @@ def read_totals(run_uri: str, number: int) -> tuple[int, int]:
         return int(metadata[_CHUNKS]), int(metadata[_ROWS])
 
 
+def is_retry(run_uri: str, number: int) -> bool:
+    """True for a plan of rows that are tried again."""
+    with _open(run_uri, number) as plan:
+        return _kind(plan) == _RETRY
+
+
 def read_versions(run_uri: str, number: int) -> Iterator[tuple[str, str]]:
     """(path, version) of every piece of a plan, sorted by path, a row group at a time in memory."""
     for table in _read_groups(run_uri, number, ["path", "version"]):
@@ -186,12 +192,17 @@ def read_pieces(run_uri: str, ref: ChunkRef) -> list[Piece]:
             offset += plan.metadata.row_group(group).num_rows
             group += 1
         rows = plan.read_row_group(group).slice(ref.first - offset, ref.count).to_pylist()
-        retry = ref.plan if (plan.metadata.metadata or {}).get(_KIND) == _RETRY else 0
+        retry = ref.plan if _kind(plan) == _RETRY else 0
     names = {row.pop("chunk_id") for row in rows}
     pieces = [Piece(**row) for row in rows]
     if names != {ref.chunk_id} or chunk_id(pieces, retry) != ref.chunk_id:
         raise AuditError(f"{plan_uri(run_uri, ref.plan)} does not hold chunk {ref.chunk_id} at piece {ref.first}")
     return pieces
+
+
+def _kind(plan: pq.ParquetFile) -> bytes | None:
+    found: bytes | None = (plan.metadata.metadata or {}).get(_KIND)
+    return found
 
 
 def _read_groups(run_uri: str, number: int, columns: Sequence[str]) -> Iterator[pa.Table]:
