@@ -57,7 +57,7 @@ def cut_table(source: Source, groups: Iterable[RowGroup], limits: ChunkConfig) -
     """
     first = 0
     for rows, size, offset in _cut_rows(groups, limits):
-        place = (size, offset, first) if source.kind == "tar" else (source.size,)
+        place = (size, offset, first) if source.kind == "tar" else (size,)
         yield [Piece(source.path, source.version, source.kind, first, rows, *place)]
         first += rows
 

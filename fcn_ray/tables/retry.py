@@ -79,15 +79,14 @@ def _pieces(run_uri: str, ref: ChunkRef, wanted: set[Key]) -> Iterator[Piece]:
 
 
 def _cut(pieces: Iterable[Piece], limits: ChunkConfig) -> Iterator[Sequence[Piece]]:
-    """Chunks of image files, or of pieces of one table, within the limits."""
+    """Chunks of image files, or of pieces of one table or tar, within the limits; a row counts as the mean of its
+    piece."""
     chunk: list[Piece] = []
     rows = size = 0
-    for piece in _split(pieces, limits.rows):
+    for piece in _split(pieces, limits):
         is_table = piece.kind != "image"
         apart = chunk and (is_table or chunk[0].kind != "image") and piece.path != chunk[0].path
-        if chunk and (
-            apart or rows + piece.n_rows > limits.rows or (not is_table and size + piece.size > limits.bytes)
-        ):
+        if chunk and (apart or rows + piece.n_rows > limits.rows or size + piece.size > limits.bytes):
             yield chunk
             chunk, rows, size = [], 0, 0
         chunk.append(piece)
@@ -96,12 +95,14 @@ def _cut(pieces: Iterable[Piece], limits: ChunkConfig) -> Iterator[Sequence[Piec
         yield chunk
 
 
-def _split(pieces: Iterable[Piece], rows: int) -> Iterator[Piece]:
-    """The same rows in pieces of at most `rows`."""
+def _split(pieces: Iterable[Piece], limits: ChunkConfig) -> Iterator[Piece]:
+    """The same rows in pieces within the limits, of one row at least."""
     for piece in pieces:
+        rows = min(limits.rows, max(1, limits.bytes * piece.n_rows // max(1, piece.size)))
         for first in range(piece.first_row, piece.first_row + piece.n_rows, rows):
             yield _part(piece, first, min(rows, piece.first_row + piece.n_rows - first))
 
 
 def _part(piece: Piece, first_row: int, n_rows: int) -> Piece:
-    return replace(piece, first_row=first_row, n_rows=n_rows)
+    size = -(-piece.size * n_rows // piece.n_rows)  # as if all rows were alike
+    return replace(piece, first_row=first_row, n_rows=n_rows, size=size)

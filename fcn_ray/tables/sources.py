@@ -49,8 +49,9 @@ class Source:
 class Piece:
     """Rows of one input that go into one chunk: `n_rows` of a table or tar from `first_row` on, or an image (0 and 1).
 
-    `size` is in bytes: of the file, or of those images of a tar, where row `offset_row` begins at byte `offset`: so a
-    reader need not start at the first row. (Both are 0 of what is no tar.)
+    `size` is in bytes: of the image, or about that of those rows. (Plans of older versions have the size of the whole
+    file of a table.) In a tar row `offset_row` begins at byte `offset`, so a reader need not start at the first row;
+    both are 0 of what is no tar.
     """
 
     path: str
