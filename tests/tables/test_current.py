@@ -19,11 +19,12 @@ from fcn_ray import storage
 from fcn_ray.errors import ConfigError, SchemaError
 from fcn_ray.labels import LabelSet
 from fcn_ray.tables import current, planfile, superseded
+from fcn_ray.tables.audit import audit
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.commit import commit_chunk
 from fcn_ray.tables.current import read_masks
 from fcn_ray.tables.manifest import finish
-from fcn_ray.tables.plan import pending_chunks
+from fcn_ray.tables.plan import pending_chunks, read_log
 from fcn_ray.tables.planfile import Place
 from fcn_ray.tables.runs import open_run
 from fcn_ray.tables.superseded import find_superseded
@@ -205,6 +206,31 @@ def test_the_older_row_counts_until_the_newer_is_there(tmp_path: Path) -> None:
     assert _plans(read_masks(f"{tmp_path}/out")) == {("a.png", 0): 2, ("b.png", 0): 1}
     finish(run, log)
     assert _plans(read_masks(f"{tmp_path}/out")) == {("a.png", 0): 2, ("b.png", 0): 1}
+
+
+def test_what_came_back_counts_and_not_what_was_there_between(tmp_path: Path) -> None:
+    """A shorter table too, which is as long as before; then what was there between comes back as well."""
+    paths = [tmp_path / "in" / "a.png", write_table(tmp_path / "in" / "t.parquet", 4)]
+    write_images(tmp_path / "in", "a.png", "b.png")
+    versions = [storage.stat(str(path)).version for path in paths]
+    whole = [path.read_bytes() for path in paths]
+    finished_run(tmp_path)
+    _change(paths[0])
+    write_table(paths[1], 2)
+    between = [(path.read_bytes(), storage.stat(str(path)).version) for path in paths]
+    finished_run(tmp_path)
+    for plan, found in ((3, zip(whole, versions, strict=True)), (4, between)):
+        for path, (data, version) in zip(paths, found, strict=True):
+            path.write_bytes(data)
+            _set_version(path, version)
+        run = finished_run(tmp_path)
+        rows = _table_keys("t.parquet", range(4 if plan == 3 else 2), plan)
+        assert _plans(read_masks(f"{tmp_path}/out")) == {("a.png", 0): plan, ("b.png", 0): 1} | rows
+        report = audit(f"{tmp_path}/out")
+        assert report.ok, report.findings
+    assert report.returned == 8
+    assert "8 of these rows are of images that came back as they were before a change" in list(report.lines())
+    assert read_log(run.uri).newest == 4
 
 
 def test_rows_behind_the_end_of_a_table_that_is_shorter_now_count_no_more(tmp_path: Path) -> None:
