@@ -34,8 +34,13 @@ class BadLimits:
         begins, longest, ends = receipt.bad_runs
         longest = max(longest, self._run + begins)
         self._run = self._run + receipt.n_rows if bad == receipt.n_rows else ends
-        if self._bad > self.max_fraction * self.images:
+        if is_above(self.max_fraction, self._bad, self.images):
             return f"{self._bad} of {self.images} images are bad, max_bad_fraction is {self.max_fraction:g}"
         if 0 < self.max_consecutive <= longest:
             return f"{longest} images in a row are bad, max_bad_consecutive is {self.max_consecutive}"
         return None
+
+
+def is_above(fraction: float, bad: int, images: int) -> bool:
+    """True when more than this fraction of the images are bad. 29 of 100 are 0.29, while 0.29 * 100 is less than 29."""
+    return bad > 0 and bad / max(images, 1) > fraction

@@ -16,7 +16,7 @@ from fcn_ray import __version__, cluster, storage
 from fcn_ray.bundle import Bundle, load_bundle
 from fcn_ray.config import Precision, PredictConfig, SegmentConfig
 from fcn_ray.errors import EXIT_BAD_IMAGES, EXIT_COMPLETE, ForeignOutputError, IncompleteError
-from fcn_ray.inference.bad_limits import BadLimits
+from fcn_ray.inference.bad_limits import BadLimits, is_above
 from fcn_ray.inference.labelling import Labelling
 from fcn_ray.inference.limits import Limits
 from fcn_ray.inference.pipeline import Actors, build_pipeline
@@ -118,6 +118,7 @@ def _report(
 ) -> SegmentReport:
     listing = work.log.listing
     bad = sum(statuses.values()) - statuses.get(OK, 0)
+    too_many = is_above(config.max_bad_fraction, bad, work.images)
     return SegmentReport(
         run=run.uri,
         images=work.images,
@@ -131,7 +132,7 @@ def _report(
         since=_format(since),
         first_commit_seconds=labelling.first_commit_seconds,
         images_per_second=labelling.images_per_second,
-        too_bad=bad > config.max_bad_fraction * work.images or listing.n_quarantined > 0 or bool(labelling.stopped),
+        too_bad=too_many or listing.n_quarantined > 0 or bool(labelling.stopped),
         stopped=labelling.stopped,
         left=work.todo - labelling.done,
     )

@@ -6,7 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
+from tempfile import TemporaryDirectory
 
+from fcn_ray import storage
 from fcn_ray.config import SegmentConfig
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.commit import Receipt
@@ -16,6 +18,7 @@ from fcn_ray.tables.planfile import ChunkRef, Place
 from fcn_ray.tables.retry import find_failed, plan_retries
 from fcn_ray.tables.runs import Run
 from fcn_ray.tables.schema import BAD_STATUSES, PASSING_STATUSES
+from fcn_ray.tables.sources import Piece
 from fcn_ray.tables.statuses import count_current
 from fcn_ray.tables.superseded import find_superseded
 
@@ -71,14 +74,22 @@ def finish_work(run: Run, work: Work, receipts: Iterable[Receipt]) -> Mapping[st
 def preview_work(
     run_uri: str, input_uri: str, config: SegmentConfig, columns: Columns, since: datetime | None
 ) -> tuple[Work, int]:
-    """What `plan_work` would find, without writing anything, and how many rows there would be to do.
+    """What `plan_work` would find, without writing to the run, and how many images would be to do.
 
-    The work is that of the plans that are stored: the chunks of new ones are only counted.
+    The work is that of the plans that are stored: the chunks of new ones are only counted, but what they supersede is
+    known from drafts of them, which are kept on this machine meanwhile.
     """
-    log = preview_plan(run_uri, input_uri, config.chunk, columns, _seconds(since))
-    work = Work(log, list(pending_chunks(log)), find_superseded(run_uri, log.newest))
-    again = find_failed(run_uri, log.newest, RETRIED[config.retry_failed]) if config.retry_failed != "none" else ()
-    return work, log.new_rows + work.todo + sum(piece.n_rows for piece in again)
+    with TemporaryDirectory() as drafts:
+
+        def keep(uri: str, data: bytes) -> bool:
+            return storage.put_if_absent(storage.join(drafts, "plans", uri.rpartition("/")[2]), data)
+
+        log = preview_plan(run_uri, input_uri, config.chunk, columns, _seconds(since), keep)
+        work = Work(log, list(pending_chunks(log)), find_superseded(run_uri, log.newest, drafts=drafts))
+    again: Iterable[Piece] = ()
+    if statuses := RETRIED[config.retry_failed]:
+        again = find_failed(run_uri, log.newest, statuses, work.superseded)
+    return work, work.images - work.skipped + log.new_rows + sum(piece.n_rows for piece in again)
 
 
 def _seconds(moment: datetime | None) -> float | None:

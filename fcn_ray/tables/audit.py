@@ -22,7 +22,7 @@ from fcn_ray import storage
 from fcn_ray.errors import ConfigError, OutOfReachError, StorageError
 from fcn_ray.failpoints import fail_at
 from fcn_ray.tables.audit_manifests import Planned, check_manifests, check_success
-from fcn_ray.tables.audit_plans import PlanRow, check_coverage, check_plan, find_retries, plan_file, read_chunks
+from fcn_ray.tables.audit_plans import PlanRow, check_coverage, check_plan, find_kinds, plan_file, read_chunks
 from fcn_ray.tables.audit_rows import Expected, Seen, check_mask_file
 
 MAX_FINDINGS = 100
@@ -49,8 +49,8 @@ class AuditReport:
     """What an audit saw: mask files that are there and checked, of all planned chunks, and their images by status.
 
     `findings` are broken promises (the first 100 of `n_findings`); `unfinished` says which runs are not at their end,
-    which is no fault; `retried` counts rows that are there once more because they failed; `leftovers` counts temporary
-    files of killed writers, which are harmless.
+    which is no fault; `retried` counts rows that are there once more because they failed, `returned` those whose image
+    came back; `leftovers` counts temporary files of killed writers, which are harmless.
     """
 
     output: str
@@ -62,6 +62,7 @@ class AuditReport:
     n_findings: int = 0
     unfinished: list[str] = field(default_factory=list)
     retried: int = 0
+    returned: int = 0
     leftovers: int = 0
 
     @property
@@ -90,6 +91,8 @@ class AuditReport:
         yield from (f"incomplete: {text}" for text in self.unfinished)
         if self.retried:
             yield f"{self.retried} of these rows are of images that had failed; fcn_ray.read_masks leaves the older out"
+        if self.returned:
+            yield f"{self.returned} of these rows are of images that came back as they were before a change"
         if self.leftovers:
             yield f"{self.leftovers} temporary files of killed writers (.tmp-*): harmless, may be deleted"
         if self.ok:
@@ -124,6 +127,7 @@ class _RunAudit:
         self.model_digest: str | None = None
         self.plans: list[int] = []
         self.retries: set[int] = set()
+        self.returns: set[int] = set()
         self.manifests: list[int] = []
         self.published: dict[str, dict[str, Any]] = {}
 
@@ -203,8 +207,8 @@ class _RunAudit:
             for kind, message in check_plan(self.uri, number):
                 self.report.note(kind, plan_file(self.uri, number), message)
             intact += [number] if self.report.n_findings == before else []
-        self.retries = find_retries(self.uri, intact)
-        for kind, message in check_coverage(self.uri, intact, self.retries):
+        self.retries, self.returns = find_kinds(self.uri, intact)
+        for kind, message in check_coverage(self.uri, intact, self.retries, self.returns):
             self._note(kind, "plans", message)
         return intact
 
@@ -233,6 +237,7 @@ class _RunAudit:
             self._note(kind, name, message)
         self.report.statuses.update(seen.statuses)
         self.report.retried += seen.statuses.total() if number in self.retries else 0
+        self.report.returned += seen.statuses.total() if number in self.returns else 0
         self.model_digest = self.model_digest or seen.model_digest
         found = {
             "name": name,

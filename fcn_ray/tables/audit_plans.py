@@ -1,7 +1,7 @@
 """The audit of a run's plan log: is every chunk's id right, and every input version in one plan, each row in one chunk.
 
-Plans of the kind "retry" list rows again: only rows that a plan before them has, none of them twice. Shares no code
-with the writer.
+Plans of the kinds "retry" and "return" list rows again: only rows that a plan before them has, none of them twice. What
+a return lists is not the version that the newest plan before it has. Shares no code with the writer.
 """
 
 from __future__ import annotations
@@ -77,12 +77,12 @@ def check_plan(run_uri: str, number: int) -> Iterator[Problem]:
         marks = metadata.metadata or {}
         yield from (("plan", message) for _, message in check_seal(data, metadata))
         kind = marks.get(b"fcn_ray.kind")
-        if kind not in (None, b"retry"):
+        if kind not in (None, b"retry", b"return"):
             yield "plan", f"is of the unknown kind {kind!r}"
         for chunk_id, rows in read_chunks(run_uri, number):
             chunks += 1
             images += sum(row.n_rows for row in rows)
-            yield from _check_chunk(chunk_id, rows, kind == b"retry")
+            yield from _check_chunk(chunk_id, rows, kind is not None)
     except (pa.ArrowException, OSError, ValueError, KeyError) as error:
         yield "plan", f"cannot be read: {error!r}"
         return
@@ -94,15 +94,19 @@ def check_plan(run_uri: str, number: int) -> Iterator[Problem]:
         yield "plan", f"has metadata {unknown}, which are none of ours"
 
 
-def find_retries(run_uri: str, numbers: Iterable[int]) -> set[int]:
-    """Which of these plans list rows again."""
-    return {number for number in numbers if _is_retry(run_uri, number)}
+def find_kinds(run_uri: str, numbers: Iterable[int]) -> tuple[set[int], set[int]]:
+    """Which of these plans are retries, and which are returns."""
+    kinds = {number: _read_kind(run_uri, number) for number in numbers}
+    retries, returns = ({n for n, found in kinds.items() if found == kind} for kind in (b"retry", b"return"))
+    return retries, returns
 
 
-def check_coverage(run_uri: str, numbers: Iterable[int], retries: Container[int] = ()) -> Iterator[Problem]:
+def check_coverage(
+    run_uri: str, numbers: Iterable[int], retries: Container[int] = (), returns: Container[int] = ()
+) -> Iterator[Problem]:
     """Input versions in more than one plan, rows in no chunk or in two, retries of what was not planned before.
 
-    A merge of the sorted plans; those whose number is in `retries` may list rows again.
+    A merge of the sorted plans; those whose number is in `retries` or `returns` may list rows again.
     """
     streams = [_read_rows(run_uri, number) for number in numbers]
     merged = heapq.merge(*streams, key=lambda row: row.path)
@@ -114,19 +118,22 @@ def check_coverage(run_uri: str, numbers: Iterable[int], retries: Container[int]
         rows = sorted(found)
         for version, same in groupby(rows, key=lambda row: row.version):
             everywhere = list(same)
-            planned = [row for row in everywhere if row.plan not in retries]
+            again = [row for row in everywhere if row.plan in retries or row.plan in returns]
+            planned = [row for row in everywhere if row not in set(again)]
             yield from _check_version(path, version, planned)
             yield from _check_kind(path, version, everywhere)
-            yield from _check_retries(path, version, planned, [row for row in everywhere if row.plan in retries])
+            yield from _check_retries(path, version, planned, again)
+        yield from _check_returns(path, [row for row in rows if row.plan not in retries], returns)
 
 
-def _is_retry(run_uri: str, number: int) -> bool:
+def _read_kind(run_uri: str, number: int) -> bytes | None:
     with storage.open_file(plan_file(run_uri, number)) as file:
-        return bool((pq.read_metadata(file).metadata or {}).get(b"fcn_ray.kind") == b"retry")
+        kind: bytes | None = (pq.read_metadata(file).metadata or {}).get(b"fcn_ray.kind")
+        return kind
 
 
-def _check_chunk(chunk_id: str, rows: list[PlanRow], retry: bool) -> Iterator[Problem]:
-    identity: list[list[object]] = [["retry", rows[0].plan]] if retry else []
+def _check_chunk(chunk_id: str, rows: list[PlanRow], again: bool) -> Iterator[Problem]:
+    identity: list[list[object]] = [["retry", rows[0].plan]] if again else []
     identity += [[row.path, row.version, row.kind, row.first_row, row.n_rows] for row in rows]
     text = json.dumps(identity, separators=(",", ":"))
     computed = hashlib.sha256(text.encode()).hexdigest()[:32]
@@ -176,6 +183,23 @@ def _check_retries(path: str, version: str, planned: list[PlanRow], retried: lis
         elif row.first_row < borders.get(row.plan, 0):
             yield "twice", f"{path!r} (version {version}): plan {row.plan} tries row {row.first_row} again twice"
         borders[row.plan] = row.first_row + row.n_rows
+
+
+def _check_returns(path: str, listed: list[PlanRow], returns: Container[int]) -> Iterator[Problem]:
+    """What came back was something else before, and is there with all its rows."""
+    ends: dict[str, int] = {}
+    before = ""
+    for (plan, version), same in groupby(
+        sorted(listed, key=lambda row: (row.plan, row.version, row.first_row)), key=lambda row: (row.plan, row.version)
+    ):
+        rows = list(same)
+        count = sum(row.n_rows for row in rows)
+        if plan in returns and version == before:
+            yield "twice", f"{path!r} (version {version}): plan {plan} says it is back, but it was there"
+        if plan in returns and count != ends.get(version, count):
+            yield "retry", f"{path!r} (version {version}): plan {plan} has {count} rows of {ends[version]}"
+        ends.setdefault(version, count)
+        before = version
 
 
 def _read_rows(run_uri: str, number: int) -> Iterator[PlanRow]:

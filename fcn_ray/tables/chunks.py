@@ -13,12 +13,12 @@ from fcn_ray.tables.sources import Piece, Source
 Chunk = Sequence[Piece]
 
 
-def chunk_id(chunk: Chunk, retry: int = 0) -> str:
+def chunk_id(chunk: Chunk, again: int = 0) -> str:
     """32 hexadecimal digits of the identity and rows of the chunk's inputs: never of parallelism, order or time.
 
-    Rows that are tried again have the number of their plan in it, as `retry`: they get an object of their own.
+    Rows that are listed again have the number of their plan in it, as `again`: they get an object of their own.
     """
-    identity: list[list[object]] = [["retry", retry]] if retry else []
+    identity: list[list[object]] = [["retry", again]] if again else []
     identity += [[piece.path, piece.version, piece.kind, piece.first_row, piece.n_rows] for piece in chunk]
     return storage.digest(json.dumps(identity, separators=(",", ":")).encode())[:32]
 
@@ -57,7 +57,7 @@ def cut_table(source: Source, groups: Iterable[RowGroup], limits: ChunkConfig) -
     """
     first = 0
     for rows, size, offset in _cut_rows(groups, limits):
-        place = (size, offset, first) if source.kind == "tar" else (source.size,)
+        place = (size, offset, first) if source.kind == "tar" else (size,)
         yield [Piece(source.path, source.version, source.kind, first, rows, *place)]
         first += rows
 

@@ -3,15 +3,19 @@
 A plan covers exactly the input versions that no earlier plan of the run covers, and is put, if absent, under the next
 number. Whoever loses the race for a number starts over with the winner's plan. So every input version belongs to one
 chunk for ever, however many drivers start at once and however the input grows between runs.
+
+An input may come back: its content is what it was before the newest plan that has it. A plan of the kind "return" lists
+that version once more, with chunks of its own, so that readers still take the rows of the newest plan.
 """
 
 from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import cache, partial
 from itertools import chain, groupby
 
 import numpy as np
@@ -40,6 +44,9 @@ Ids = npt.NDArray[np.bytes_]
 
 Put = Callable[[str, bytes], bool]
 """`storage.put_if_absent`, or a stand-in."""
+
+IsRetry = Callable[[int], bool]
+"""Whether the plan of a number lists rows that are tried again."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,16 +88,18 @@ def extend_plan(
     put: Put = storage.put_if_absent,
     since: float | None = None,
 ) -> PlanLog:
-    """Plan all input versions that no plan covers yet, and return the log with them; without any, no plan is put.
+    """Plan all input versions that no plan covers yet, or that came back, and return the log with them; without any, no
+    plan is put.
 
     With `since` (seconds since 1970), only those that were modified then or later, or whose store does not say when.
     Raises ConfigError when there is no input, and SchemaError when the run has no chunk at all because the tables'
     columns do not do.
     """
-    before = read_log(run_uri)
-    after = _extend_once(before, input_uri, limits, columns, put, since)
-    while after is None:  # another driver was faster: plan what its plan leaves
-        after = _extend_once(read_log(run_uri), input_uri, limits, columns, put, since)
+    before = covered = read_log(run_uri)
+    while (after := _extend_once(covered, input_uri, limits, columns, put, since)) is None:
+        covered = read_log(run_uri)  # another driver was faster: plan what its plan leaves
+    if after.listing.returned:
+        after = _extend_by_returns(covered.newest, after, input_uri, limits, columns, put, since)
     refused = next((table for table in after.listing.quarantined if table.schema), None)
     if refused and not after.chunks:
         raise SchemaError(f"input {input_uri}, {refused.path}: {refused.reason}")
@@ -99,14 +108,20 @@ def extend_plan(
 
 
 def preview_plan(
-    run_uri: str, input_uri: str, limits: ChunkConfig, columns: Columns, since: float | None = None
+    run_uri: str,
+    input_uri: str,
+    limits: ChunkConfig,
+    columns: Columns,
+    since: float | None = None,
+    put: Put = lambda uri, data: True,
 ) -> PlanLog:
     """The log that `extend_plan` would return, without writing anything; the run need not exist.
 
-    Its `newest` is the newest plan that is stored, so that `pending_chunks` gives the chunks pending from before.
+    Its `newest` is the newest plan that is stored, so that `pending_chunks` gives the chunks pending from before; the
+    new plans are what `put` is called with.
     """
     stored = planfile.newest_plan(run_uri)
-    log = extend_plan(run_uri, input_uri, limits, columns, lambda uri, data: True, since)
+    log = extend_plan(run_uri, input_uri, limits, columns, put, since)
     return replace(log, newest=stored)
 
 
@@ -129,13 +144,42 @@ def read_chunk(run_uri: str, ref: ChunkRef) -> list[Piece]:
     return planfile.read_pieces(run_uri, ref)
 
 
+def _extend_by_returns(
+    covered: int, log: PlanLog, input_uri: str, limits: ChunkConfig, columns: Columns, put: Put, since: float | None
+) -> PlanLog:
+    """`log` with new plans for what came back, by another listing and the plans up to `covered`."""
+    first = log.listing
+    while (after := _extend_once(log, input_uri, limits, columns, put, since, covered)) is None:
+        log = replace(read_log(log.run_uri), listing=first)
+        covered = log.newest
+    found = after.listing
+    first.older, first.n_quarantined = first.older + found.older, first.n_quarantined + found.n_quarantined
+    first.quarantined += found.quarantined
+    return replace(after, listing=first)
+
+
 def _extend_once(
-    log: PlanLog, input_uri: str, limits: ChunkConfig, columns: Columns, put: Put, since: float | None
+    log: PlanLog,
+    input_uri: str,
+    limits: ChunkConfig,
+    columns: Columns,
+    put: Put,
+    since: float | None,
+    returned: int | None = None,
 ) -> PlanLog | None:
-    """`log` with new plans for what it does not cover; None as soon as a number is taken."""
+    """`log` with new plans for what it does not cover; None as soon as a number is taken.
+
+    With `returned`, for what came back by the plans up to that one, and its listing tells of nothing else.
+    """
     listing, locate = Listing(), locate_sources(input_uri)
-    covered = heapq.merge(*(planfile.read_versions(log.run_uri, number) for number in range(1, log.newest + 1)))
-    sources = _recent(_uncovered(list_inputs(input_uri, listing), covered), since, listing)
+    last = log.newest if returned is None else returned
+    covered = heapq.merge(*(planfile.read_versions(log.run_uri, number) for number in range(1, last + 1)))
+    is_retry = cache(partial(planfile.is_retry, log.run_uri))
+    if returned is None:
+        found = _uncovered(list_inputs(input_uri, listing), covered, is_retry, listing)
+    else:
+        found = _returned(list_inputs(input_uri), covered, is_retry)
+    sources = _recent(found, since, listing)
 
     def contents(source: Source) -> Iterable[RowGroup]:
         try:
@@ -148,7 +192,8 @@ def _extend_once(
 
     newest, chunks, rows = log.newest, log.chunks, log.rows
     with closing(ReadAhead(lambda source: read_contents(locate(source.path), source, columns))) as ahead:
-        for plan in _draft_plans(cut_chunks(ahead.watch(sources), limits, contents)):
+        begin = PlanWriter if returned is None else lambda: PlanWriter(returned=newest + 1)
+        for plan in _draft_plans(cut_chunks(ahead.watch(sources), limits, contents), begin):
             newest += 1
             if not put_plan(log.run_uri, newest, plan, put):
                 return None
@@ -165,10 +210,40 @@ def put_plan(run_uri: str, number: int, draft: PlanWriter, put: Put) -> bool:
     return True
 
 
-def _uncovered(sources: Iterable[Source], covered: Iterator[tuple[str, str]]) -> Iterator[Source]:
-    """Those of the sorted sources whose (path, version) is not in the sorted stream `covered`."""
+def _uncovered(
+    sources: Iterable[Source], covered: Iterator[tuple[str, str, int]], is_retry: IsRetry, listing: Listing
+) -> Iterator[Source]:
+    """Those of the sorted sources that no plan has in their version; `listing` counts those that came back."""
+    for source, versions in _with_plans(sources, covered):
+        if source.version not in versions:
+            yield source
+        elif _is_back(source, versions, is_retry):
+            listing.returned += 1
+
+
+def _returned(
+    sources: Iterable[Source], covered: Iterator[tuple[str, str, int]], is_retry: IsRetry
+) -> Iterator[Source]:
+    """Those of the sorted sources whose version is in a plan, while the newest that has their path has another one."""
+    for source, versions in _with_plans(sources, covered):
+        if source.version in versions and _is_back(source, versions, is_retry):
+            yield source
+
+
+def _is_back(source: Source, versions: Mapping[str, set[int]], is_retry: IsRetry) -> bool:
+    """Retries do not tell what was there when they were planned: they list rows as they were."""
+    if len(versions) == 1:
+        return False
+    listed = {plan: version for version, plans in versions.items() for plan in plans if not is_retry(plan)}
+    return listed[max(listed)] != source.version
+
+
+def _with_plans(
+    sources: Iterable[Source], covered: Iterator[tuple[str, str, int]]
+) -> Iterator[tuple[Source, Mapping[str, set[int]]]]:
+    """Each of the sorted sources, and the plans of each version of its path in the sorted stream `covered`."""
     planned = groupby(covered, key=lambda row: row[0])
-    path, versions = "", set[str]()
+    path, versions = "", dict[str, set[int]]()
     previous = ""
     for source in sources:
         if source.path <= previous:  # a chunk would be planned twice
@@ -176,9 +251,10 @@ def _uncovered(sources: Iterable[Source], covered: Iterator[tuple[str, str]]) ->
         previous = source.path
         while path < source.path:
             path, rows = next(planned, (_END, iter(())))
-            versions = {version for _, version in rows}
-        if path != source.path or source.version not in versions:
-            yield source
+            versions = {}
+            for _, version, plan in rows:
+                versions.setdefault(version, set()).add(plan)
+        yield source, versions if path == source.path else {}
 
 
 def _recent(sources: Iterable[Source], since: float | None, listing: Listing) -> Iterator[Source]:
@@ -193,15 +269,15 @@ _END = "\U0010ffff" * 2
 """After every path: the end of a sorted stream."""
 
 
-def _draft_plans(units: Iterable[Iterable[Chunk]]) -> Iterator[PlanWriter]:
+def _draft_plans(units: Iterable[Iterable[Chunk]], begin: Callable[[], PlanWriter]) -> Iterator[PlanWriter]:
     """Plans of about a million pieces, or one; chunks that come together go into the same."""
-    plan = PlanWriter()
+    plan = begin()
     for unit in units:
         for chunk in unit:
             plan.add(chunk)
         if plan.pieces >= MAX_PLAN_PIECES:
             yield plan
-            plan = PlanWriter()
+            plan = begin()
     if plan.pieces:
         yield plan
 

@@ -38,8 +38,9 @@ _BEFORE_TARS = pa.schema(list(PLAN_SCHEMA)[:-2])
 """Plans of older versions have no offsets, which all were 0."""
 
 _CHUNKS, _ROWS, _KIND = b"fcn_ray.chunks", b"fcn_ray.rows", b"fcn_ray.kind"
-_RETRY = b"retry"
-"""Kind of a plan that lists rows again; other plans have none."""
+_RETRY, _RETURN = b"retry", b"return"
+"""Kinds of plans that list rows again: those that failed, and inputs that are an earlier version of theirs again. Other
+plans have none."""
 
 _GROUP_ROWS = 10_000
 """Pieces in a row group, so that a worker which looks up its chunk reads about 100 kB."""
@@ -73,10 +74,14 @@ class Place(NamedTuple):
 
 
 class PlanWriter:
-    """Encodes a plan in memory, row group by row group: one of rows that are tried again has its number as `retry`."""
+    """Encodes a plan in memory, row group by row group.
 
-    def __init__(self, retry: int = 0) -> None:
-        self._retry = retry
+    One of rows that are tried again has its number as `retry`, one of inputs that came back as `returned`.
+    """
+
+    def __init__(self, retry: int = 0, returned: int = 0) -> None:
+        self._again = retry or returned
+        self._kind = {_KIND: _RETRY if retry else _RETURN} if self._again else {}
         self.chunks = self.rows = self.pieces = 0
         self._sink = io.BytesIO()
         self._writer = pq.ParquetWriter(
@@ -86,7 +91,7 @@ class PlanWriter:
 
     def add(self, chunk: Chunk) -> None:
         """Append a chunk."""
-        name, row = chunk_id(chunk, self._retry), attrgetter(*PLAN_SCHEMA.names[1:])
+        name, row = chunk_id(chunk, self._again), attrgetter(*PLAN_SCHEMA.names[1:])
         self._pending += [(name, *row(piece)) for piece in chunk]
         self.chunks += 1
         self.rows += sum(piece.n_rows for piece in chunk)
@@ -98,7 +103,7 @@ class PlanWriter:
         """The file's content, once: what it was made of is not kept beside it."""
         if self._pending:
             self._write_group()
-        marks = {_CHUNKS: str(self.chunks), _ROWS: str(self.rows)} | ({_KIND: _RETRY} if self._retry else {})
+        marks = {_CHUNKS: str(self.chunks), _ROWS: str(self.rows)} | self._kind
         self._writer.add_key_value_metadata({**marks, seal.KEY: seal.BLANK})
         self._writer.close()
         with self._sink:
@@ -117,8 +122,7 @@ def plan_uri(run_uri: str, number: int) -> str:
 
 def newest_plan(run_uri: str) -> int:
     """Number of the newest plan, 0 when there is none. Raises AuditError when one before it is missing."""
-    matches = [_NAME.fullmatch(entry.path) for entry in storage.list_files(storage.join(run_uri, "plans"))]
-    numbers = sorted(int(match[1]) for match in matches if match)
+    numbers = list_plans(run_uri)
     if numbers != list(range(1, len(numbers) + 1)):
         missing = next(number for number in range(1, numbers[-1] + 1) if number not in numbers)
         raise AuditError(
@@ -126,6 +130,12 @@ def newest_plan(run_uri: str) -> int:
             "be planned again; restore the file, or start over in another output folder"
         )
     return len(numbers)
+
+
+def list_plans(run_uri: str) -> list[int]:
+    """Numbers of the plans that are there, sorted."""
+    matches = [_NAME.fullmatch(entry.path) for entry in storage.list_files(storage.join(run_uri, "plans"))]
+    return sorted(int(match[1]) for match in matches if match)
 
 
 def read_totals(run_uri: str, number: int) -> tuple[int, int]:
@@ -137,11 +147,17 @@ def read_totals(run_uri: str, number: int) -> tuple[int, int]:
         return int(metadata[_CHUNKS]), int(metadata[_ROWS])
 
 
-def read_versions(run_uri: str, number: int) -> Iterator[tuple[str, str]]:
-    """(path, version) of every piece of a plan, sorted by path, a row group at a time in memory."""
+def is_retry(run_uri: str, number: int) -> bool:
+    """True for a plan of rows that are tried again."""
+    with _open(run_uri, number) as plan:
+        return _kind(plan) == _RETRY
+
+
+def read_versions(run_uri: str, number: int) -> Iterator[tuple[str, str, int]]:
+    """(path, version, plan) of every piece of a plan, sorted by path, a row group at a time in memory."""
     for table in _read_groups(run_uri, number, ["path", "version"]):
         for batch in table.to_batches(1000):
-            yield from zip(batch[0].to_pylist(), batch[1].to_pylist(), strict=True)
+            yield from zip(batch[0].to_pylist(), batch[1].to_pylist(), repeat(number, len(batch)), strict=True)
 
 
 def read_places(run_uri: str, number: int) -> Iterator[tuple[str, int, int, int, str]]:
@@ -181,12 +197,17 @@ def read_pieces(run_uri: str, ref: ChunkRef) -> list[Piece]:
             offset += plan.metadata.row_group(group).num_rows
             group += 1
         rows = plan.read_row_group(group).slice(ref.first - offset, ref.count).to_pylist()
-        retry = ref.plan if (plan.metadata.metadata or {}).get(_KIND) == _RETRY else 0
+        again = ref.plan if _kind(plan) in {_RETRY, _RETURN} else 0
     names = {row.pop("chunk_id") for row in rows}
     pieces = [Piece(**row) for row in rows]
-    if names != {ref.chunk_id} or chunk_id(pieces, retry) != ref.chunk_id:
+    if names != {ref.chunk_id} or chunk_id(pieces, again) != ref.chunk_id:
         raise AuditError(f"{plan_uri(run_uri, ref.plan)} does not hold chunk {ref.chunk_id} at piece {ref.first}")
     return pieces
+
+
+def _kind(plan: pq.ParquetFile) -> bytes | None:
+    found: bytes | None = (plan.metadata.metadata or {}).get(_KIND)
+    return found
 
 
 def _read_groups(run_uri: str, number: int, columns: Sequence[str]) -> Iterator[pa.Table]:

@@ -6,7 +6,7 @@ drivers which try at once the slower one finds nothing left: its rows are pendin
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice, tee
 
@@ -16,7 +16,7 @@ from fcn_ray.errors import AuditError
 from fcn_ray.tables import plan, planfile
 from fcn_ray.tables.manifest import read_published
 from fcn_ray.tables.plan import PlanLog, Put, put_plan, read_log, read_states
-from fcn_ray.tables.planfile import ChunkRef, PlanWriter
+from fcn_ray.tables.planfile import ChunkRef, Place, PlanWriter
 from fcn_ray.tables.sources import Piece
 from fcn_ray.tables.statuses import Key, read_rows
 from fcn_ray.tables.superseded import find_superseded
@@ -27,7 +27,8 @@ def plan_retries(
 ) -> PlanLog:
     """Plan all current rows once more that are done with one of these statuses, and return the log with them."""
     while True:
-        pieces = list(islice(find_failed(log.run_uri, log.newest, statuses), plan.MAX_PLAN_PIECES))
+        superseded = find_superseded(log.run_uri, log.newest)
+        pieces = list(islice(find_failed(log.run_uri, log.newest, statuses, superseded), plan.MAX_PLAN_PIECES))
         if not pieces:
             return log
         draft = PlanWriter(retry=log.newest + 1)
@@ -41,12 +42,15 @@ def plan_retries(
             log = replace(read_log(log.run_uri), listing=log.listing)
 
 
-def find_failed(run_uri: str, newest: int, statuses: Collection[str]) -> Iterator[Piece]:
-    """Rows of the plans up to `newest` that are done with one of `statuses`, and that no newer plan has, done or not.
+def find_failed(
+    run_uri: str, newest: int, statuses: Collection[str], superseded: Mapping[str, Sequence[Place]]
+) -> Iterator[Piece]:
+    """Rows of the plans up to `newest` that are done with one of `statuses` and not `superseded`, by what is done or
+    not.
 
     Rows of a table that follow one another are one piece.
     """
-    superseded, published = find_superseded(run_uri, newest), read_published(run_uri)
+    published = read_published(run_uri)
     done = (ref for ref, is_done in read_states(run_uri, newest) if is_done)
     bad = (ref for ref in done if ref.chunk_id not in published or published[ref.chunk_id].keys() & set(statuses))
     refs, same = tee(bad)
@@ -75,15 +79,14 @@ def _pieces(run_uri: str, ref: ChunkRef, wanted: set[Key]) -> Iterator[Piece]:
 
 
 def _cut(pieces: Iterable[Piece], limits: ChunkConfig) -> Iterator[Sequence[Piece]]:
-    """Chunks of image files, or of pieces of one table, within the limits."""
+    """Chunks of image files, or of pieces of one table or tar, within the limits; a row counts as the mean of its
+    piece."""
     chunk: list[Piece] = []
     rows = size = 0
-    for piece in _split(pieces, limits.rows):
+    for piece in _split(pieces, limits):
         is_table = piece.kind != "image"
         apart = chunk and (is_table or chunk[0].kind != "image") and piece.path != chunk[0].path
-        if chunk and (
-            apart or rows + piece.n_rows > limits.rows or (not is_table and size + piece.size > limits.bytes)
-        ):
+        if chunk and (apart or rows + piece.n_rows > limits.rows or size + piece.size > limits.bytes):
             yield chunk
             chunk, rows, size = [], 0, 0
         chunk.append(piece)
@@ -92,12 +95,14 @@ def _cut(pieces: Iterable[Piece], limits: ChunkConfig) -> Iterator[Sequence[Piec
         yield chunk
 
 
-def _split(pieces: Iterable[Piece], rows: int) -> Iterator[Piece]:
-    """The same rows in pieces of at most `rows`."""
+def _split(pieces: Iterable[Piece], limits: ChunkConfig) -> Iterator[Piece]:
+    """The same rows in pieces within the limits, of one row at least."""
     for piece in pieces:
+        rows = min(limits.rows, max(1, limits.bytes * piece.n_rows // max(1, piece.size)))
         for first in range(piece.first_row, piece.first_row + piece.n_rows, rows):
             yield _part(piece, first, min(rows, piece.first_row + piece.n_rows - first))
 
 
 def _part(piece: Piece, first_row: int, n_rows: int) -> Piece:
-    return replace(piece, first_row=first_row, n_rows=n_rows)
+    size = -(-piece.size * n_rows // piece.n_rows)  # as if all rows were alike
+    return replace(piece, first_row=first_row, n_rows=n_rows, size=size)

@@ -49,8 +49,9 @@ class Source:
 class Piece:
     """Rows of one input that go into one chunk: `n_rows` of a table or tar from `first_row` on, or an image (0 and 1).
 
-    `size` is in bytes: of the file, or of those images of a tar, where row `offset_row` begins at byte `offset`: so a
-    reader need not start at the first row. (Both are 0 of what is no tar.)
+    `size` is in bytes: of the image, or about that of those rows. (Plans of older versions have the size of the whole
+    file of a table.) In a tar row `offset_row` begins at byte `offset`, so a reader need not start at the first row;
+    both are 0 of what is no tar.
     """
 
     path: str
@@ -78,13 +79,15 @@ class Listing:
 
     `skipped` counts files by suffix, and by what is in brackets: "(hidden)" for hidden and linked ones, "(other)", and
     "(listed twice)" for lines of a list. `quarantined` names the first 1000 inputs that cannot be used, `n_quarantined`
-    counts all of them, `older` the new inputs that `since` leaves out.
+    counts all of them, `older` the new inputs that `since` leaves out, `returned` those that are again what they were
+    before the newest plan that has them.
     """
 
     skipped: Counter[str] = field(default_factory=Counter)
     quarantined: list[Quarantined] = field(default_factory=list)
     n_quarantined: int = 0
     older: int = 0
+    returned: int = 0
 
     def skip(self, what: str) -> None:
         """Count a file under what it is; when there are very many suffixes, what is new is "(other)"."""

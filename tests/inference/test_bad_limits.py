@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fcn_ray.inference.bad_limits import BadLimits
+from fcn_ray.inference.bad_limits import BadLimits, is_above
 from fcn_ray.inference.stages import read_receipts
 from fcn_ray.tables.commit import Receipt, _bad_runs, read_receipt
 from fcn_ray.tables.plan import pending_chunks
@@ -69,6 +69,22 @@ def test_a_job_may_go_on_while_the_limit_can_still_be_kept() -> None:
     """One of four so far, but a tenth of all; and not one more than that."""
     limits = BadLimits(0.1, 0, 40, {})
     assert [bool(limits.add(_receipt("x..."))) for _ in range(6)] == [False] * 4 + [True] * 2
+
+
+@pytest.mark.parametrize("images", [100, 1000])
+def test_a_limit_that_is_exactly_met_is_kept(images: int) -> None:
+    """Each percentage, of which floats hold few: 0.29 * 100 is 28.999999999999996."""
+    for percent in range(1, 100):
+        bad = percent * images // 100
+        assert not is_above(float(f"0.{percent:02}"), bad, images)
+        assert is_above(float(f"0.{percent:02}"), bad + 1, images)
+    limits = BadLimits(0.29, 0, 100, {})
+    assert [limits.add(_receipt("x")) for _ in range(29)] == [None] * 29
+    assert limits.add(_receipt("x")) is not None
+
+
+def test_without_images_no_limit_is_met() -> None:
+    assert not is_above(0.0, 0, 0)
 
 
 def test_no_limit_is_never_met() -> None:

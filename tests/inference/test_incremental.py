@@ -42,7 +42,7 @@ class Night:
         """Chunks at the end of a pipeline that do not come out of it."""
 
     def receipts(
-        self, config: Any, bundle: Any, run: Any, columns: Any, pending: Any
+        self, config: Any, bundle: Any, precision: Any, run: Any, columns: Any, pending: Any
     ) -> Generator[Receipt, None, None]:
         self.pipelines.append(commit_rows(run, ref, self.bad) for ref in pending[: len(pending) - self.lost])
         return self.pipelines[-1]
@@ -69,7 +69,8 @@ class Night:
 @pytest.fixture
 def night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Night:
     night = Night(tmp_path)
-    monkeypatch.setattr(job, "load_bundle", lambda model: SimpleNamespace(digest="feed", labels=LABELS, folder=model))
+    facts = {"digest": "feed", "labels": LABELS, "precision": "float32"}
+    monkeypatch.setattr(job, "load_bundle", lambda model: SimpleNamespace(**facts, folder=model))
     monkeypatch.setattr(job, "_connect", lambda config, verbose: None)
     monkeypatch.setattr(job, "_receipts", night.receipts)
     return night
@@ -129,13 +130,22 @@ def test_a_limit_that_is_met_at_the_end_leaves_a_finished_run(night: Night) -> N
     assert audit(f"{night.root}/out").ok
 
 
+def test_a_limit_that_is_exactly_met_is_no_reason_to_stop(night: Night) -> None:
+    """29 of 50, where 0.58 * 50 is less than 29."""
+    _photos(night, *(f"{index:02}" for index in range(50)))
+    night.bad = {(f"{index:02}.png", 0): "corrupt" for index in range(29)}
+    report = night.run(max_bad_fraction=0.58, **{"chunk.rows": 50})
+    assert (report.bad, report.stopped, report.too_bad) == (29, None, False)
+
+
 def test_who_closes_the_receipts_closes_the_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
     receipt = Receipt("chunk", 1, 1, "", {"ok": 1}, True)
     batches = (pa.table({"receipt": [json.dumps(asdict(receipt))]}) for _ in range(9))
     monkeypatch.setattr(job, "build_pipeline", lambda *_: SimpleNamespace(iter_batches=lambda **_: batches))
+    monkeypatch.setattr(job.cluster, "count_nodes", lambda cpus: 1)
     config = SegmentConfig(input="in", output="out", model="bundle", predict=PredictConfig(actors=1))
-    run = Run("out/run=feed", "feed", "in", LABELS)
-    receipts = job._receipts(config, SimpleNamespace(digest="feed", labels=LABELS, folder=""), run, Columns(), [])
+    bundle = SimpleNamespace(digest="feed", labels=LABELS, folder="")
+    receipts = job._receipts(config, bundle, "float32", Run("out/run=feed", "feed", "in", LABELS), Columns(), [])
     assert next(receipts).chunk_id == "chunk"
     receipts.close()
     assert batches.gi_frame is None
@@ -197,6 +207,35 @@ def test_an_image_that_changed_counts_once(night: Night) -> None:
     assert (report.images, report.labelled, report.skipped) == (8, 6, 2)
     assert (report.statuses, report.too_bad) == ({"ok": 8}, False)
     assert read_masks(f"{night.root}/out").count_rows() == 8
+
+
+def test_a_preview_counts_an_image_that_changed_or_failed_as_the_job_does(night: Night) -> None:
+    """By hand: of three images and a table of four, b changed and had failed; c failed; the table has another row."""
+    _photos(night, *"abc")
+    write_table(night.root / "in" / "t.parquet", 4)
+    night.bad = {("b.png", 0): "crash", ("c.png", 0): "crash", ("t.parquet", 3): "crash"}
+    night.run()
+    night.bad = {}
+    (night.root / "in" / "b.png").write_bytes(b"another")
+    preview, before = night.run(dry_run=True), night.masks
+    assert (preview.images, preview.skipped) == (7, 6)
+    assert next(iter(preview.lines())) == "plan: 1 of 7 images to do, 6 done before"
+    write_table(night.root / "in" / "t.parquet", 5)
+    preview = night.run(dry_run=True, retry_failed="passing")
+    assert (preview.images, preview.skipped) == (8, 1), "b, c and five rows"
+    assert night.masks == before
+    report = night.run(retry_failed="passing")
+    assert (report.images, report.labelled, report.skipped) == (8, 7, 1)
+
+
+def test_a_preview_counts_an_image_that_changed_before_its_turn_once(night: Night) -> None:
+    _photos(night, *"ab")
+    night.lost = 1
+    with pytest.raises(IncompleteError):
+        night.run()
+    (night.root / "in" / "b.png").write_bytes(b"another")
+    preview = night.run(dry_run=True)
+    assert (preview.images, preview.skipped) == (2, 0)
 
 
 # ---------------------------------------------------------------------------------------------------------------- since

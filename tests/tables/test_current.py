@@ -19,15 +19,17 @@ from fcn_ray import storage
 from fcn_ray.errors import ConfigError, SchemaError
 from fcn_ray.labels import LabelSet
 from fcn_ray.tables import current, planfile, superseded
+from fcn_ray.tables.audit import audit
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.commit import commit_chunk
 from fcn_ray.tables.current import read_masks
 from fcn_ray.tables.manifest import finish
-from fcn_ray.tables.plan import pending_chunks
+from fcn_ray.tables.plan import pending_chunks, read_log
 from fcn_ray.tables.planfile import Place
 from fcn_ray.tables.runs import open_run
 from fcn_ray.tables.superseded import find_superseded
 from tests.s3 import Shim
+from tests.tables.archives import write_tar
 from tests.tables.making import (
     IDENTITY,
     LABELS,
@@ -206,6 +208,51 @@ def test_the_older_row_counts_until_the_newer_is_there(tmp_path: Path) -> None:
     assert _plans(read_masks(f"{tmp_path}/out")) == {("a.png", 0): 2, ("b.png", 0): 1}
 
 
+def test_what_came_back_counts_and_not_what_was_there_between(tmp_path: Path) -> None:
+    """A shorter table too, which is as long as before; then what was there between comes back as well."""
+    paths = [tmp_path / "in" / "a.png", write_table(tmp_path / "in" / "t.parquet", 4)]
+    write_images(tmp_path / "in", "a.png", "b.png")
+    versions = [storage.stat(str(path)).version for path in paths]
+    whole = [path.read_bytes() for path in paths]
+    finished_run(tmp_path)
+    _change(paths[0])
+    write_table(paths[1], 2)
+    between = [(path.read_bytes(), storage.stat(str(path)).version) for path in paths]
+    finished_run(tmp_path)
+    for plan, found in ((3, zip(whole, versions, strict=True)), (4, between)):
+        for path, (data, version) in zip(paths, found, strict=True):
+            path.write_bytes(data)
+            _set_version(path, version)
+        run = finished_run(tmp_path)
+        rows = _table_keys("t.parquet", range(4 if plan == 3 else 2), plan)
+        assert _plans(read_masks(f"{tmp_path}/out")) == {("a.png", 0): plan, ("b.png", 0): 1} | rows
+        report = audit(f"{tmp_path}/out")
+        assert report.ok, report.findings
+    assert report.returned == 8
+    assert "8 of these rows are of images that came back as they were before a change" in list(report.lines())
+    assert read_log(run.uri).newest == 4
+
+
+def test_rows_behind_the_end_of_a_table_that_is_shorter_now_count_no_more(tmp_path: Path) -> None:
+    """Of ten rows in chunks of three; the third chunk is all behind the end, the second in part."""
+    write_table(tmp_path / "in" / "t.parquet", 10)
+    write_tar(tmp_path / "in" / "u.tar", 5)
+    finished_run(tmp_path)
+    write_table(tmp_path / "in" / "t.parquet", 5)
+    write_tar(tmp_path / "in" / "u.tar", 4)
+    run, log = start_run(tmp_path)
+    before = _table_keys("t.parquet", range(5), plan=1) | _table_keys("u.tar", range(4), plan=1)
+    assert _plans(read_masks(f"{tmp_path}/out")) == before, "its new rows are not there yet"
+    list(commit_pending(run, log))
+    finish(run, log)
+    expected = _table_keys("t.parquet", range(5), plan=2) | _table_keys("u.tar", range(4), plan=2)
+    assert _plans(read_masks(f"{tmp_path}/out")) == expected
+    write_table(tmp_path / "in" / "t.parquet", 7)
+    finished_run(tmp_path)
+    expected |= _table_keys("t.parquet", range(7), plan=3)
+    assert _plans(read_masks(f"{tmp_path}/out")) == expected, "longer again"
+
+
 def test_names_that_look_like_rows_are_told_apart(tmp_path: Path) -> None:
     write_images(tmp_path / "in", "a#0.png", "a.png", "a.png#0#1.png")
     finished_run(tmp_path)
@@ -217,10 +264,12 @@ def test_names_that_look_like_rows_are_told_apart(tmp_path: Path) -> None:
 _SPAN = st.tuples(st.integers(1, 4), st.integers(0, 12), st.integers(1, 6))
 
 
-@given(spans=st.lists(_SPAN, max_size=8), left_out=st.sets(st.integers(0, 7)))
+@given(spans=st.lists(_SPAN, max_size=8), left_out=st.sets(st.integers(0, 7)), retries=st.sets(st.integers(2, 4)))
 @settings(max_examples=150, deadline=None)
-def test_superseded_is_what_a_table_of_rows_says(spans: list[tuple[int, int, int]], left_out: set[int]) -> None:
-    """Against a dict from row to the newest plan; a plan has no row twice."""
+def test_superseded_is_what_a_table_of_rows_says(
+    spans: list[tuple[int, int, int]], left_out: set[int], retries: set[int]
+) -> None:
+    """Against a dict from row to the newest plan, up to the end of the newest that is no retry."""
     places, seen = list[Place](), set[tuple[int, int]]()
     for index, (plan, first, count) in enumerate(spans):
         rows = {(plan, row) for row in range(first, first + count)}
@@ -233,17 +282,21 @@ def test_superseded_is_what_a_table_of_rows_says(spans: list[tuple[int, int, int
     for place in places:
         for row in rows_of[place] if place.chunk_id not in ignored else ():
             newest[row] = max(newest.get(row, 0), place.plan)
+    plans = {place.plan for place in places}
+    listed = max(plans - retries or plans, default=0)
+    end = max((max(rows) + 1 for place, rows in rows_of.items() if place.plan == listed), default=0)
     expected = {
         (place.chunk_id, row)
         for place in places
         if place.chunk_id not in ignored
         for row in rows_of[place]
-        if newest[row] > place.plan
+        if len(plans) > 1 and (newest[row] > place.plan or row >= end)
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
             planfile, "read_places", lambda run, number: iter(sorted(place for place in places if place.plan == number))
         )
+        patch.setattr(planfile, "is_retry", lambda run, number: number in retries)
         found = find_superseded("run", 4, lambda chunk_id: chunk_id not in ignored)
     listed = [
         (name, row)

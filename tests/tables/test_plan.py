@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,7 +19,7 @@ from fcn_ray import storage
 from fcn_ray.config import ChunkConfig
 from fcn_ray.errors import AuditError, SchemaError, StorageError
 from fcn_ray.tables import plan, planfile, seal
-from fcn_ray.tables.audit_plans import check_coverage, check_plan
+from fcn_ray.tables.audit_plans import check_coverage, check_plan, find_kinds
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.plan import (
     PlanLog,
@@ -48,15 +49,29 @@ def _chunks(root: Path) -> dict[str, list[Piece]]:
 
 
 def _covered(root: Path) -> Counter[tuple[str, str, int]]:
-    """How often each row of each input version is planned."""
-    pieces = itertools.chain.from_iterable(_chunks(root).values())
+    """How often each row of each input version is planned, but for those that came back."""
+    uri = f"{root}/run"
+    refs = [ref for ref in pending_chunks(read_log(uri)) if not _lists_again(planfile.plan_uri(uri, ref.plan))]
+    pieces = itertools.chain.from_iterable(read_chunk(uri, ref) for ref in refs)
     return Counter((p.path, p.version, row) for p in pieces for row in range(p.first_row, p.first_row + p.n_rows))
+
+
+@cache
+def _lists_again(uri: str) -> bool:
+    return b"fcn_ray.kind" in pq.read_metadata(uri).metadata
 
 
 def _audit(root: Path) -> list[tuple[str, str]]:
     numbers = range(1, read_log(f"{root}/run").newest + 1)
     found = [problem for number in numbers for problem in check_plan(f"{root}/run", number)]
-    return found + list(check_coverage(f"{root}/run", numbers))
+    return found + list(check_coverage(f"{root}/run", numbers, *find_kinds(f"{root}/run", numbers)))
+
+
+def _newest(root: Path) -> dict[str, str]:
+    """The version of each path in the newest plan that has it."""
+    log = read_log(f"{root}/run")
+    plans = [pq.read_table(planfile.plan_uri(log.run_uri, number)) for number in range(1, log.newest + 1)]
+    return {row["path"]: row["version"] for table in plans for row in table.to_pylist()}
 
 
 def test_a_plan_holds_all_inputs_and_workers_find_their_part(tmp_path: Path) -> None:
@@ -115,7 +130,7 @@ def test_a_preview_writes_nothing(tmp_path: Path) -> None:
 
 _NAMES = st.sampled_from(["a.png", "b.png", "b/c.png", "b-.png", "d.png", "t.parquet", "u/v.parquet"])
 _STEP = st.tuples(st.just("step"), st.integers(0, 2), st.integers(1, 9))
-_CHANGE = st.tuples(st.sampled_from(["write", "write", "delete"]), st.sets(_NAMES, min_size=1, max_size=3))
+_CHANGE = st.tuples(st.sampled_from(["write", "restore", "delete"]), st.sets(_NAMES, min_size=1, max_size=3))
 _STEPS = st.lists(st.one_of(_STEP, _STEP, _STEP, _CHANGE, st.tuples(st.just("die"), st.integers(0, 2))), min_size=12)
 
 
@@ -124,8 +139,8 @@ _STEPS = st.lists(st.one_of(_STEP, _STEP, _STEP, _CHANGE, st.tuples(st.just("die
 def test_every_input_version_is_in_one_chunk(tmp_path_factory: pytest.TempPathFactory, first, steps) -> None:
     """Three drivers with other limits list, draft and put in any order, and die and start again in the midst of it.
 
-    Meanwhile files are added before, between and behind those that they have seen, changed and deleted; a plan is full
-    with three pieces, so that most drafts are several plans.
+    Meanwhile files are added before, between and behind those that they have seen, changed, changed back and deleted; a
+    plan is full with three pieces, so that most drafts are several plans.
     """
     root = tmp_path_factory.mktemp("race")
     folder, planners = Folder(root), dict[int, Planner]()
@@ -138,7 +153,7 @@ def test_every_input_version_is_in_one_chunk(tmp_path_factory: pytest.TempPathFa
                 _take_steps(planners, what, times[0], root)
             elif kind == "die" and what in planners:
                 planners[what].die()
-            elif kind in {"write", "delete"}:
+            elif kind in {"write", "delete", "restore"}:
                 getattr(folder, kind)(what)
             assert set(_covered(root).values()) <= {1}
         while running := [planner for planner in planners.values() if not planner.ended]:
@@ -149,6 +164,10 @@ def test_every_input_version_is_in_one_chunk(tmp_path_factory: pytest.TempPathFa
     covered = _covered(root)
     assert set(covered.values()) <= {1}
     assert folder.versions() <= set(covered) <= folder.seen
+    newest = _newest(root)
+    assert {path: newest[path] for path, _, _ in folder.versions()} == {path: v for path, v, _ in folder.versions()}
+    log = _extend(root, put=lambda uri, data: pytest.fail("nothing is new"))
+    assert log.listing.returned == 0
     assert _audit(root) == []
 
 
@@ -173,6 +192,41 @@ def test_the_loser_of_a_race_plans_what_the_winner_leaves(tmp_path: Path) -> Non
     log = _extend(tmp_path, put=put)
     assert [[piece.path for piece in chunk] for chunk in _chunks(tmp_path).values()] == [["b.png"], ["a.png", "c.png"]]
     assert (log.newest, log.chunks, log.rows, log.new_rows) == (2, 2, 3, 3)
+
+
+def test_an_input_that_comes_back_is_planned_again_once(tmp_path: Path) -> None:
+    """An image and a table, each changed and then as before; two drivers see it at once."""
+    names = {"a.png", "t.parquet"}
+    folder = Folder(tmp_path)
+    folder.write(names | {"b.png"})
+    _extend(tmp_path)
+    before, ids = folder.versions(), set(_chunks(tmp_path))
+    folder.write(names)
+    _extend(tmp_path)
+    for path, version, _ in before:
+        os.utime(tmp_path / "in" / path, ns=(0, int(version.rpartition("-")[2])))
+    assert folder.versions() == before
+    write_images(tmp_path / "in", "c.png")
+    drafts = preview_plan(f"{tmp_path}/run", f"{tmp_path}/in", ChunkConfig(rows=3), Columns())
+    assert (drafts.new_rows, drafts.newest) == (7, 2), "c, a and five rows"
+    winner: list[PlanLog] = []
+
+    def put(uri: str, data: bytes) -> bool:
+        if uri.endswith("4.parquet") and not winner:
+            winner.append(_extend(tmp_path, rows=2))
+        return storage.put_if_absent(uri, data)
+
+    log = _extend(tmp_path, put=put)
+    assert (log.newest, log.new_rows, log.listing.returned) == (4, 7, 2)
+    assert set(_covered(tmp_path).values()) == {1}
+    refs = [ref for ref in pending_chunks(log) if ref.plan == 4]
+    again = [piece for ref in refs for piece in read_chunk(log.run_uri, ref)]
+    assert {(p.path, p.version, row) for p in again for row in range(p.first_row, p.first_row + p.n_rows)} == {
+        known for known in before if known[0] != "b.png"
+    }
+    assert not {ref.chunk_id for ref in refs} & ids
+    assert _audit(tmp_path) == []
+    assert _extend(tmp_path, put=lambda uri, data: pytest.fail("nothing is new")).listing.returned == 0
 
 
 def test_jobs_that_start_at_once_share_the_work(tmp_path: Path) -> None:

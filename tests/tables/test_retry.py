@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from fcn_ray import storage
 from fcn_ray.config import ChunkConfig
 from fcn_ray.errors import AuditError
-from fcn_ray.tables import plan
+from fcn_ray.tables import plan, planfile
 from fcn_ray.tables.audit import audit
+from fcn_ray.tables.audit_plans import find_kinds
 from fcn_ray.tables.chunks import chunk_id
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.current import read_masks
@@ -30,7 +31,7 @@ from fcn_ray.tables.schema import BAD_STATUSES, PASSING_STATUSES
 from fcn_ray.tables.sources import Listing, Piece
 from fcn_ray.tables.statuses import count_current, read_rows
 from fcn_ray.tables.superseded import find_superseded
-from tests.tables.archives import write_tar
+from tests.tables.archives import tar, write_tar
 from tests.tables.failing import Key, commit_all, commit_rows, keys_of
 from tests.tables.making import start_run, write_images, write_table
 
@@ -132,6 +133,29 @@ def test_an_input_that_changed_since_is_not_tried_in_its_old_version(failed: Run
     assert _audit(failed)[0] == []
 
 
+def test_rows_that_a_table_has_no_more_are_not_tried_again(failed: Run, tmp_path: Path) -> None:
+    """They would become `changed`, and be tried again by every job."""
+    write_table(tmp_path / "in" / "t.parquet", 5)
+    _, log = start_run(tmp_path)
+    commit_all(failed, log)
+    listed = [keys_of(failed, ref) for ref in pending_chunks(_retry(failed))]
+    assert listed == [[("a.png", 0), ("e.png", 0)]]
+
+
+def test_a_retry_of_rows_that_a_table_has_no_more_changes_nothing(failed: Run, tmp_path: Path) -> None:
+    """As older versions planned them: the rows of the newest version count, and neither those nor their retries."""
+    old = _piece(failed, "t.parquet", 5, 1)
+    write_table(tmp_path / "in" / "t.parquet", 5)
+    _, log = start_run(tmp_path)
+    finish(failed, log, commit_all(failed, log))
+    before = _current(failed)
+    _put_retry(failed, 3, [old])
+    log = read_log(failed.uri)
+    commit_all(failed, log, {("t.parquet", 5): "changed"})
+    assert _current(failed) == before
+    assert not {key for key, (status, _) in before.items() if status != "ok"} & {("t.parquet", 5), ("t.parquet", 8)}
+
+
 def test_unfinished_runs_are_tried_again_too(tmp_path: Path) -> None:
     """Without a manifest the rows themselves tell; what is not done is no failure."""
     write_images(tmp_path / "in", *(f"{name}.png" for name in "abcdef"))
@@ -178,6 +202,47 @@ def test_images_of_a_tar_are_read_again_by_their_numbers(tmp_path: Path) -> None
     assert _audit(run) == ([], [])
 
 
+@pytest.mark.parametrize("kind", ["parquet", "tar"])
+def test_large_rows_of_a_table_or_tar_are_not_tried_again_in_one_chunk(tmp_path: Path, kind: str) -> None:
+    """Ten images of 10 kB each and a little more: at most 3 fit into 32 kB, in the first plan, a retry, and another."""
+    if kind == "tar":
+        (tmp_path / "in").mkdir()
+        (tmp_path / "in" / "t.tar").write_bytes(tar((f"{row}.jpg", bytes(10_000)) for row in range(10)))
+    else:
+        write_table(tmp_path / "in" / "t.parquet", 10, group=5, image=[os.urandom(10_000) for _ in range(10)])
+    limits = ChunkConfig(rows=10, bytes=32_000)
+    run, _ = start_run(tmp_path, rows=10)
+    os.remove(plan_uri(run.uri, 1))
+    log = extend_plan(run.uri, run.input, limits, Columns())
+    counts = []
+    for _ in range(3):
+        counts.append([ref.n_rows for ref in pending_chunks(log)])
+        commit_all(run, log, {(f"t.{kind}", row): "crash" for row in range(10)})
+        log = plan_retries(log, PASSING_STATUSES, limits)
+    assert [(sum(found), max(found)) for found in counts] == [(10, 3)] * 3
+    commit_all(run, log, {(f"t.{kind}", row): "crash" for row in range(10)})
+    lower = plan_retries(log, PASSING_STATUSES, ChunkConfig(rows=10, bytes=5_000))
+    assert [ref.n_rows for ref in pending_chunks(lower)] == [1] * 10
+
+
+def test_a_retry_of_a_plan_that_knows_the_size_of_the_table_only_has_smaller_chunks(
+    failed: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As older versions wrote it: each row counts as a part of the file, never as less than it is."""
+    before = planfile.read_pieces
+    monkeypatch.setattr(
+        planfile,
+        "read_pieces",
+        lambda run, ref: [replace(p, size=p.size if p.kind == "image" else 9000) for p in before(run, ref)],
+    )
+    log = plan_retries(read_log(failed.uri), PASSING_STATUSES, ChunkConfig(rows=9, bytes=3000))
+    monkeypatch.undo()
+    assert [keys_of(failed, ref) for ref in pending_chunks(log)] == [
+        [("a.png", 0), ("e.png", 0)],
+        *[[("t.parquet", row)] for row in (1, 2, 5)],
+    ]
+
+
 def test_two_tables_and_large_images_are_never_in_one_chunk(tmp_path: Path) -> None:
     write_images(tmp_path / "in", "a.png", "b.png")
     for name in "tu":
@@ -189,8 +254,8 @@ def test_two_tables_and_large_images_are_never_in_one_chunk(tmp_path: Path) -> N
     assert [[key[0] for key in keys_of(run, ref)] for ref in pending_chunks(log)] == [
         ["a.png"],
         ["b.png"],
-        ["t.parquet"] * 2,
-        ["u.parquet"] * 2,
+        *[["t.parquet"]] * 2,
+        *[["u.parquet"]] * 2,
     ]
     commit_all(run, log)
     assert read_masks(run.uri).to_table()["only_u"].to_pylist() == [None] * 4 + [1, 2]
@@ -276,6 +341,8 @@ class Drivers:
         elif kind == "change":
             path = self.root / "in" / ("b.png", "t.parquet")[number % 2]
             os.utime(path, ns=(0, next(self.versions)))
+        elif kind == "restore":
+            os.utime(self.root / "in" / ("b.png", "t.parquet")[number % 2], ns=(0, 2 + number))
         elif kind == "commit":
             pending = list(pending_chunks(read_log(self.run.uri)))
             if pending:
@@ -291,7 +358,7 @@ class Drivers:
 
 
 _MOVES = st.tuples(
-    st.sampled_from(["retry", "retry", "commit", "commit", "commit", "extend", "change"]), st.integers(0, 9)
+    st.sampled_from(["retry", "retry", "commit", "commit", "commit", "extend", "change", "restore"]), st.integers(0, 9)
 )
 
 
@@ -304,11 +371,14 @@ def test_only_what_is_done_and_failed_is_ever_planned_again(
     while drivers.go_on():
         pass
     run, newest = drivers.run, read_log(drivers.run.uri).newest
+    _, returns = find_kinds(run.uri, range(1, newest + 1))
     ended: dict[tuple[str, str, int], list[str | None]] = {}
     for ref, is_done in read_states(run.uri, newest):
         (rows,) = read_rows(run.uri, [ref.chunk_id]) if is_done else ({},)
         for piece in read_chunk(run.uri, ref):
             for row in range(piece.first_row, piece.first_row + piece.n_rows):
+                if ref.plan in returns:
+                    ended[piece.path, piece.version, row] = []  # whatever became of it before
                 ended.setdefault((piece.path, piece.version, row), []).append(rows.get((piece.path, row)))
     for found in ended.values():
         assert set(found[:-1]) <= set(PASSING_STATUSES), "in the order of their plans, but for the last"
@@ -389,7 +459,7 @@ def test_a_plan_of_another_kind_is_found(failed: Run, monkeypatch: pytest.Monkey
 def test_a_row_that_is_in_no_plan_stops_the_retry(failed: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fcn_ray.tables.planfile.read_pieces", lambda run, ref: [Piece("z.png", "1", "image", 0, 1, 1)])
     with pytest.raises(AuditError, match=r"has the row \('a.png', 0\), which is not in its plan"):
-        list(find_failed(failed.uri, 1, PASSING_STATUSES))
+        list(find_failed(failed.uri, 1, PASSING_STATUSES, {}))
 
 
 # ------------------------------------------------------------------------------------------------------------ counting
