@@ -75,8 +75,8 @@ def _failpoint(action: str, *prefixes: str, most: int = 3) -> Callable[[Trial], 
         source = "".join(path.read_text() for path in sorted((ROOT / "fcn_ray").rglob("*.py")))
         names = [name for name in re.findall(r'fail_at\("([a-z.]+)"\)', source) if name.startswith(prefixes)]
         where = f"{trial.random.choice(names)}:{trial.random.randint(1, most)}:{action}"
-        trial.end(trial.start(FCN_RAY_FAILPOINT=where))
-        trial.struck = trial.was_logged(f"failpoint {where}")
+        code = trial.end(trial.start(FCN_RAY_FAILPOINT=where))
+        trial.struck = code == -signal.SIGKILL or trial.was_logged(f"failpoint {where}")
 
     return kind
 
