@@ -290,7 +290,7 @@ def test_beside_another_job_a_job_warns_and_goes_on(night: Night, caplog: pytest
     with caplog.at_level(logging.WARNING):
         assert night.run().labelled == 1
     assert "is worked on by nightly on elsewhere (process" in caplog.text
-    assert "each image is still done once" in caplog.text
+    assert "each chunk is stored once" in caplog.text
     assert lock.read_text() == before, "it stays the other's"
 
 
