@@ -105,7 +105,9 @@ def _heed(other: str | None, run: Run, config: SegmentConfig) -> None:
         return
     if config.if_running == "fail":
         raise ForeignOutputError(f"{run.uri} is worked on by {other}; wait for its end, or set if_running to join")
-    logger.warning("%s is worked on by %s; both go on, and each chunk is stored once, by whoever is first", run.uri, other)
+    logger.warning(
+        "%s is worked on by %s; both go on, and each chunk is stored once, by whoever is first", run.uri, other
+    )
 
 
 def _report(

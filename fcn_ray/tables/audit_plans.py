@@ -119,7 +119,7 @@ def check_coverage(
         for version, same in groupby(rows, key=lambda row: row.version):
             everywhere = list(same)
             again = [row for row in everywhere if row.plan in retries or row.plan in returns]
-            planned = [row for row in everywhere if row not in set(again)]
+            planned = [row for row in everywhere if row.plan not in retries and row.plan not in returns]
             yield from _check_version(path, version, planned)
             yield from _check_kind(path, version, everywhere)
             yield from _check_retries(path, version, planned, again)
