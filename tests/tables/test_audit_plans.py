@@ -1,4 +1,4 @@
-"""The audit's rules for plans that list an earlier version again; whole audits are in test_audit.py and test_retry.py."""
+"""The audit of plans that list an earlier version again; whole audits are in test_audit.py and test_retry.py."""
 
 from __future__ import annotations
 
