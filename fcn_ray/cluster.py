@@ -203,7 +203,7 @@ def is_mistake(error: BaseException) -> bool:
     # After a death, of which Ray itself tells, the others may fail in any way.
     if any(type(failure).__module__.startswith("ray.") and not isinstance(failure, MISTAKES) for failure in failures):
         return False
-    return any(isinstance(found, MISTAKES) for failure in failures for found in _causes(failure))
+    return any(isinstance(failure, MISTAKES) for failure in failures)  # not what libraries have caught on their way
 
 
 def is_start_timeout(error: BaseException) -> bool:

@@ -129,7 +129,8 @@ def _own_folder(out: str) -> Iterator[str]:
 
 def work(orders: dict[str, Any]) -> None:
     """Entry point on a worker; TensorFlow and Keras are imported there, not on the driver."""
-    from fcn_ray.training.loop import Orders, run_worker
+    from fcn_ray.training.loop import run_worker
+    from fcn_ray.training.startup import Orders
 
     try:
         run_worker(Orders(**orders))

@@ -8,9 +8,8 @@ writes and tells.
 from __future__ import annotations
 
 import math
-import os
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,31 +17,24 @@ import ray
 import ray.train
 import tensorflow as tf
 
-from fcn_ray import storage
-from fcn_ray.errors import ConfigError, DivergedError, StorageError
+from fcn_ray.errors import DivergedError, StorageError
 from fcn_ray.models.prediction import build_predict_fn
 from fcn_ray.training import ingest, order
 from fcn_ray.training.checkpoints import (
     Checkpoint,
     list_checkpoints,
-    load_arrays,
     remove_old,
     save_checkpoint,
     save_score,
 )
 from fcn_ray.training.curve import keep_curve
-from fcn_ray.training.feeding import Feeder, deal_feeders
-from fcn_ray.training.group import ABORT
+from fcn_ray.training.feeding import Feeder
 from fcn_ray.training.meter import Meter, find_peak_memory, time_each
 from fcn_ray.training.preflight import Job
 from fcn_ray.training.replica import Replica, build_replica
+from fcn_ray.training.startup import Orders, Position, check_storage, find_feeder, find_position, listen, whole_epoch
 from fcn_ray.training.step import Step, build_step
 from fcn_ray.training.validation import Predict, predicts_one_class, validate
-
-Tell = Callable[[dict[str, Any]], None]
-"""Sends one record to the driver: {"kind": "step" | "epoch" | "checkpoint" | "warning" | "stopped", ...}.
-
-The input wait of a step's record is that of rank 0, that of an epoch's the worst of all workers."""
 
 HIGH_FIRST_LOSS = 3.0
 """Times the loss of a network that knows nothing, ln(classes): new layers on features that are too large start so."""
@@ -50,40 +42,6 @@ HIGH_FIRST_LOSS = 3.0
 
 EARLY_VALIDATIONS = 2
 """Those that may find a single class without a warning."""
-
-
-@dataclass(frozen=True, slots=True)
-class Orders:
-    """What the driver gives every worker of a group; the same for all of them."""
-
-    job: Job
-    resume_from: Checkpoint | None
-    """The driver chooses it: workers that each looked for the newest could go on from different ones."""
-    rate_factor: float
-    tell: Tell
-    bell: Any
-    """Actor by which the driver asks for an end, see group.Bell."""
-    nodes: Mapping[str, float]
-    """CPUs of each node, by Ray's id of it."""
-
-
-@dataclass
-class Position:
-    """How far the training is."""
-
-    epoch: int
-    """Epochs that are complete."""
-    step: int
-    """Steps that are complete."""
-    remaining: order.Ranges
-    """Rows of the current epoch's order that no step has used yet."""
-    losses: tuple[float, int] = (0.0, 0)
-    """Sum of the losses of the current epoch's steps so far, and how many they are; without those left out."""
-
-    def mean_loss(self) -> float | None:
-        """Of the current epoch so far; None when no step was taken."""
-        total, count = self.losses
-        return total / count if count else None
 
 
 @dataclass
@@ -119,7 +77,7 @@ class Worker:
 def run_worker(orders: Orders) -> None:
     """The worker's life: from a checkpoint, or the start, to the last epoch, or to the step where all are to stop."""
     job, config = orders.job, orders.job.config
-    _check_storage(job)
+    check_storage(job)
     context = ray.train.get_context()
     replica = build_replica(
         job,
@@ -130,8 +88,8 @@ def run_worker(orders: Orders) -> None:
     )
     stopping = threading.Event()
     if replica.rank == 0:  # before the workers wait for each other for the first time
-        threading.Thread(target=_listen, args=(orders.bell, stopping), daemon=True).start()
-    position, feeder = _start(replica, orders), _find_feeder(replica, orders)
+        threading.Thread(target=listen, args=(orders.bell, stopping), daemon=True).start()
+    position, feeder = find_position(replica, orders), find_feeder(replica, orders)
     worker = Worker(orders, replica, build_step(replica, job), position, feeder, stopping)
     predict = tf.function(build_predict_fn(replica.model, job.preprocessing), reduce_retracing=True, autograph=False)
     if chosen := _unscored(orders):
@@ -224,57 +182,6 @@ def _watch_for_collapse(worker: Worker, name: str | None) -> None:
 def _known(score: float) -> float | None:
     """None for the NaN of a validation set that holds nothing but void."""
     return None if math.isnan(score) else score
-
-
-def whole_epoch(job: Job) -> order.Ranges:
-    """The rows of a whole epoch: as many as fill its steps."""
-    return ((0, job.steps_per_epoch * job.config.batch_size),)
-
-
-def _check_storage(job: Job) -> None:
-    """Raise ConfigError, which is not tried again, when this worker's machine does not see the driver's folders."""
-    uri = storage.join(job.config.out, "config.yaml")
-    for seen in (uri, job.train_pieces[0].path):
-        if not storage.is_file(seen):
-            rank = ray.train.get_context().get_world_rank()
-            raise ConfigError(
-                f"worker {rank} on node {ray.util.get_node_ip_address()} does not see {seen}, which the driver sees: "
-                "put `data` and `out` on storage that all nodes share"
-            )
-
-
-def _start(replica: Replica, orders: Orders) -> Position:
-    """Where this group begins; the replica has the state of that place."""
-    chosen = orders.resume_from
-    if chosen is None:
-        return Position(0, 0, whole_epoch(orders.job))
-    arrays = load_arrays(chosen)
-    if arrays is None:
-        raise StorageError(f"worker {replica.rank} cannot read {chosen.folder}: is `out` on shared storage?")
-    if not replica.assign(arrays) and replica.rank == 0:
-        message = f"{chosen.folder} is of a training without optimizer.momentum: it starts at 0"
-        orders.tell({"kind": "warning", "step": chosen.step, "message": message})
-    total, count = chosen.metrics.get("losses", (0.0, 0))
-    return Position(chosen.epoch, chosen.step, chosen.remaining or whole_epoch(orders.job), (total, count))
-
-
-def _find_feeder(replica: Replica, orders: Orders) -> Feeder:
-    """What prepares this worker's input; all workers deal alike, from where each of them is."""
-    nodes = ["", *sorted(orders.nodes)]  # "" for a node that came after the driver had looked
-    here = ray.get_runtime_context().get_node_id()
-    homes = replica.gather(nodes.index(here) if here in orders.nodes else 0)
-    return deal_feeders(orders.nodes, [nodes[i] for i in homes], orders.job.config.workers.cpus)[replica.rank]
-
-
-def _listen(bell: Any, stopping: threading.Event) -> None:
-    asked = 0
-    try:
-        while asked < ABORT:
-            asked = ray.get(bell.wait.remote(asked))
-            stopping.set()
-    except ray.exceptions.RayError:
-        return  # the driver is gone, and with it the reason to listen
-    os._exit(1)  # this thread is the only one that does not wait for something
 
 
 def save(worker: Worker, score: float | None = None, metrics: dict[str, Any] | None = None) -> str | None:

@@ -178,12 +178,14 @@ def test_a_mistake_of_the_code_is_not_tried_again_but_a_death_is(tmp_path: Path)
     mistake = WorkerGroupError("KeyError: 'model/x'", {0: KeyError("model/x"), 1: RuntimeError("peer gone")})
     with pytest.raises(WorkerGroupError, match="model/x"):
         _past_of(tmp_path, mistake)
-    caused = RuntimeError("wrapped")
-    caused.__cause__ = TypeError("2 arguments")
+    in_a_task = ray.exceptions.RayTaskError("read", "", TypeError("2 arguments")).as_instanceof_cause()
     with pytest.raises(WorkerGroupError):
-        _past_of(tmp_path, WorkerGroupError("wrapped", {1: caused}))
+        _past_of(tmp_path, WorkerGroupError("in a task of the input", {1: in_a_task}))
+    peer = RuntimeError("connection lost")
+    peer.__context__ = KeyError("looked up by a library")
     death = WorkerGroupError("gone", {0: ray.exceptions.ActorDiedError(), 1: ValueError("closed")})
-    for error in (death, RuntimeError("ended without a word"), WorkerGroupError("oom", {0: MemoryError()})):
+    others = [WorkerGroupError(str(failure), {0: failure}) for failure in (peer, MemoryError())]
+    for error in (death, RuntimeError("ended without a word"), *others):
         assert _past_of(tmp_path, error)[0][0].startswith("workers failed")
 
 

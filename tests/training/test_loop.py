@@ -28,8 +28,9 @@ def _worker(folder: Path, **settings: Any) -> tuple[Any, list[dict[str, Any]]]:
     """A worker of twelve pictures in steps of four, and what it tells."""
     import tensorflow as tf
 
-    from fcn_ray.training.loop import Orders, Position, Worker, whole_epoch
+    from fcn_ray.training.loop import Worker
     from fcn_ray.training.replica import Replica, build_network, build_optimizer
+    from fcn_ray.training.startup import Orders, Position, whole_epoch
 
     data = pictures.write_parquet(folder / "train.parquet", 12)
     flags = {"data": str(data), "out": str(folder / "out"), "batch_size": 4, "epochs": 2}
@@ -95,7 +96,8 @@ def test_a_checkpoint_is_told_though_older_ones_cannot_be_deleted(
 
 def test_momentum_that_a_checkpoint_does_not_know_starts_at_zero(tmp_path: Path) -> None:
     """`optimizer.momentum` may change on the way, as the rate may."""
-    from fcn_ray.training.loop import Orders, _start, save
+    from fcn_ray.training.loop import save
+    from fcn_ray.training.startup import Orders, find_position
 
     plain, _ = _worker(tmp_path, optimizer__momentum=0)
     plain.replica.model.variables[0].assign_add(np.ones(plain.replica.model.variables[0].shape, np.float32))
@@ -103,7 +105,7 @@ def test_momentum_that_a_checkpoint_does_not_know_starts_at_zero(tmp_path: Path)
     (saved,) = list_checkpoints(plain.job.config.out)
     heavy, told = _worker(tmp_path, optimizer__momentum=0.5, resume=True)
     assert heavy.job.settings == saved.settings
-    position = _start(heavy.replica, Orders(heavy.job, saved, 1.0, told.append, None, {}))
+    position = find_position(heavy.replica, Orders(heavy.job, saved, 1.0, told.append, None, {}))
     assert position.step == 4
     before, after = plain.replica.arrays(), heavy.replica.arrays()
     for name in before:
@@ -269,7 +271,7 @@ def test_a_worker_that_does_not_see_what_the_driver_sees_says_so(
 ) -> None:
     import ray.train
 
-    from fcn_ray.training.loop import _check_storage
+    from fcn_ray.training.startup import check_storage
 
     class Context:
         def get_world_rank(self) -> int:
@@ -278,14 +280,14 @@ def test_a_worker_that_does_not_see_what_the_driver_sees_says_so(
     worker, _ = _worker(tmp_path)
     monkeypatch.setattr(ray.train, "get_context", Context)
     with pytest.raises(ConfigError, match=r"worker 3 on node .* does not see .*/out/config\.yaml"):
-        _check_storage(worker.job)
+        check_storage(worker.job)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "config.yaml").write_text("")
-    _check_storage(worker.job)
+    check_storage(worker.job)
     shutil.rmtree(tmp_path / "out")
     (tmp_path / "train.parquet").unlink()
     with pytest.raises(ConfigError, match="put `data` and `out` on storage that all nodes share"):
-        _check_storage(worker.job)
+        check_storage(worker.job)
 
 
 def test_a_curve_that_cannot_be_written_costs_no_training(tmp_path: Path) -> None:
@@ -351,8 +353,9 @@ def test_half_the_rate_goes_on_from_the_checkpoint_before_a_divergence(
 ) -> None:
     """The driver's loop, with workers of this process in the place of Ray's."""
     from fcn_ray.training import job as training_job
-    from fcn_ray.training.loop import Orders, _start, save
+    from fcn_ray.training.loop import save
     from fcn_ray.training.replica import Replica, build_network, build_optimizer
+    from fcn_ray.training.startup import Orders, find_position
 
     first, told = _worker(tmp_path, optimizer__learning_rate=0.4, optimizer__warmup_steps=0, optimizer__power=0)
     begun: list[tuple[float, int, float]] = []
@@ -367,7 +370,7 @@ def test_half_the_rate_goes_on_from_the_checkpoint_before_a_divergence(
             optimizer = build_optimizer(job.config, job.steps_per_epoch, model, frozenset(), factor)
             optimizer.build(model.trainable_variables)
             replica = Replica(first.replica.strategy, model, optimizer, 0, 1)
-            begun.append((factor, _start(replica, self.orders).step, float(optimizer.learning_rate)))
+            begun.append((factor, find_position(replica, self.orders).step, float(optimizer.learning_rate)))
             if self.orders.resume_from is None:
                 first.orders = self.orders
                 variable = first.replica.model.variables[0]
