@@ -12,7 +12,7 @@ from typer.main import get_command
 from fcn_ray.cli import app
 
 ROOT = Path(__file__).parents[1]
-DOCUMENTS = ["README.md", "jobs/train.yaml", "jobs/segment.yaml"]
+DOCUMENTS = ["README.md", "jobs/train.yaml", "jobs/train-paper.yaml", "jobs/segment.yaml"]
 
 
 def _commands() -> list[str]:

@@ -27,6 +27,8 @@ ROOT = Path(__file__).parents[2]
 
 def test_the_worked_configs_are_valid() -> None:
     assert load_config(TrainConfig, str(ROOT / "jobs/train.yaml")).workers.count == 4
+    paper = load_config(TrainConfig, str(ROOT / "jobs/train-paper.yaml"))
+    assert (paper.loss.reduction, paper.batch_size, paper.optimizer.momentum) == ("sum", 1, 0.99)
     assert load_config(SegmentConfig, str(ROOT / "jobs/segment.yaml")).predict.actors == 4
     assert load_config(TrainConfig, str(ROOT / "tests/benchmarks/camvid.yaml"), ["data=a", "out=b"]).epochs > 1
 
