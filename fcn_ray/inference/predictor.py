@@ -42,6 +42,10 @@ from fcn_ray.tables.schema import (
 logger = logging.getLogger(__name__)
 
 
+Part = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Mask of a window, class pixels and confidence of its core."""
+
+
 class Prediction:
     """What the network says of one image, put together from its tiles."""
 
@@ -194,24 +198,29 @@ class Predictor:
         self, images: list[np.ndarray], work: list[tuple[int, Tile]], found: list[Prediction | Exception]
     ) -> None:
         """Predict windows of one size; when they fail together, as for want of memory, each half has its own try."""
-        try:
-            parts = self._predict_batch([(images[index], tile) for index, tile in work])
-        except Exception as error:  # the row border: whatever the network raises belongs to these images
-            if len(work) == 1:
-                try_out(self._network.predict)  # when nothing works any more it is the device, and no image's fault
-                found[work[0][0]] = error
-                return
-            logger.warning("a batch of %d images failed (%s); trying its halves", len(work), error)
+        parts, failure = self._try_batch([(images[index], tile) for index, tile in work])
+        if failure is None:
+            for (index, tile), part in zip(work, parts, strict=True):
+                outcome = found[index]
+                if isinstance(outcome, Prediction):  # else another tile of the image has failed
+                    outcome.add(tile, *part)
+        elif len(work) == 1:
+            try_out(self._network.predict)  # when nothing works any more it is the device, and no image's fault
+            found[work[0][0]] = failure
+        else:
+            logger.warning("a batch of %d images failed (%s); trying its halves", len(work), failure)
             half = len(work) // 2
             self._predict_group(images, work[:half], found)
             self._predict_group(images, work[half:], found)
-            return
-        for (index, tile), part in zip(work, parts, strict=True):
-            outcome = found[index]
-            if isinstance(outcome, Prediction):  # else another tile of the image has failed
-                outcome.add(tile, *part)
 
-    def _predict_batch(self, work: list[tuple[np.ndarray, Tile]]) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def _try_batch(self, work: list[tuple[np.ndarray, Tile]]) -> tuple[list[Part], Exception | None]:
+        """What was predicted, or what went wrong: the row border, for what the network raises belongs to its images."""
+        try:
+            return self._predict_batch(work), None
+        except Exception as error:
+            return [], error.with_traceback(None)  # its frames hold the batch, and memory may be what is missing
+
+    def _predict_batch(self, work: list[tuple[np.ndarray, Tile]]) -> list[Part]:
         """(mask of the window, class pixels and confidence of the core) of each window."""
         cuts = [tile.cut(image) for image, tile in work]
         sizes = np.array([cut.shape[:2] for cut in cuts], np.int32)
