@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import getpass
 import os
 import shlex
 import socket
@@ -145,8 +146,6 @@ def _free_ports(count: int) -> list[int]:
 
 
 def _configure(folder: Path, ports: dict[str, int], environment: dict[str, str]) -> None:
-    import getpass
-
     (folder / "disk").mkdir()
     (folder / "swift.conf").write_text(HASHES)
     for name, port in ports.items():
