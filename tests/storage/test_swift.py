@@ -156,6 +156,7 @@ def test_a_run_is_planned_committed_and_audited() -> None:
 
 def test_of_many_writers_at_once_the_object_is_whole_and_that_of_one_who_was_told_so() -> None:
     uri = f"{ROOT}/race/object"
+    assert not storage.exists(uri)  # and there is a connected client, which else each thread would make for itself
     with ThreadPoolExecutor(20) as pool:
         written = list(pool.map(lambda i: storage.put_if_absent(uri, bytes([i]) * 5000), range(20)))
     assert storage.read_bytes(uri) in [bytes([i]) * 5000 for i in range(20) if written[i]]
