@@ -84,13 +84,13 @@ def test_poison_for_the_network_is_one_row_each(tmp_path: Path, tiny_bundle: Pat
     bundle = load_bundle(str(tiny_bundle))
     run = open_run(f"{tmp_path}/out", f"{tmp_path}/in", {"model": bundle.digest}, bundle.labels)
     log = extend_plan(run.uri, run.input, ChunkConfig(rows=4), Columns())
-    arguments = {"bundle": str(tiny_bundle), "digest": bundle.digest, "threads": 1, "batch_pixels": 10**6}
-    arguments |= {"tile_pixels": 10**6, "run_uri": run.uri}
+    settings = PredictConfig(threads=1)
+    arguments = {"bundle": str(tiny_bundle), "digest": bundle.digest, "config": settings, "run_uri": run.uri}
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     dataset = build_pipeline(
         list(pending_chunks(log)),
         PrepareChunks(ReadChunks(run.uri, run.input, Columns()), DecodeImages(10**6), Limits(60, 2**31)),
-        Actors(_MortalPredictor, arguments, 1, PredictConfig()),
+        Actors(_MortalPredictor, arguments, 1, settings),
         CommitChunks(run, bundle.labels, bundle.digest),
         0.5,
     )
