@@ -9,6 +9,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import datetime
+from typing import Any
 
 import ray
 
@@ -53,20 +54,11 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, verbose: bool = Fal
     since = parse_since(config.since) if config.since else None
     bundle = load_bundle(config.model)
     columns = Columns(config.image_column, config.id_column, config.carry)
-    identity = {
-        "model": bundle.digest,
-        "decoder": DECODER_VERSION,
-        "max_pixels": config.max_pixels,
-        "tile_pixels": config.predict.tile_pixels,  # of a network without tiles, larger images have no mask
-        "columns": asdict(columns),  # other images, ids or carried columns are other rows
-    }
-    if config.allow_paths:  # so are paths that are read; runs from before there was this setting stay what they are
-        identity["allow_paths"] = _allowed(config)
     precision = settle_precision(config.predict.precision, bundle)
-    if precision != "float32":  # of which runs from before there was a choice are
-        identity["precision"] = precision
-        if not config.predict.gpus and not cluster.find_address(config.address) and cpu_emulates_bfloat16():
-            logger.warning(SLOW, "the CPU")
+    identity = _identify(config, bundle, columns, precision)
+    on_this_cpu = not config.predict.gpus and not cluster.find_address(config.address)
+    if precision == "bfloat16" and on_this_cpu and cpu_emulates_bfloat16():
+        logger.warning(SLOW, "the CPU")
     if dry_run:
         return _preview(config, columns, fingerprint(identity, bundle.labels), since)
     about = {"fcn_ray": __version__, "ray": ray.__version__, "config": config.model_dump(mode="json")}
@@ -97,6 +89,23 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, verbose: bool = Fal
         code = EXIT_BAD_IMAGES if report.too_bad else EXIT_COMPLETE
         status.write("stopped" if ended_early else "complete", **facts, **why, exit_code=code)
     return replace(report, seconds=time.monotonic() - start)
+
+
+def _identify(config: SegmentConfig, bundle: Bundle, columns: Columns, precision: Precision) -> dict[str, Any]:
+    """All that can change a row or a mask, for the fingerprint. Settings that came later are in it only where they are
+    not what all runs had before: those stay what they are."""
+    identity = {
+        "model": bundle.digest,
+        "decoder": DECODER_VERSION,
+        "max_pixels": config.max_pixels,
+        "tile_pixels": config.predict.tile_pixels,  # of a network without tiles, larger images have no mask
+        "columns": asdict(columns),  # other images, ids or carried columns are other rows
+    }
+    if config.allow_paths:
+        identity["allow_paths"] = _allowed(config)
+    if precision != "float32":
+        identity["precision"] = precision
+    return identity
 
 
 def _heed(other: str | None, run: Run, config: SegmentConfig) -> None:
