@@ -27,7 +27,7 @@ from fcn_ray.inference.preparing import PrepareChunks
 from fcn_ray.inference.report import SegmentReport
 from fcn_ray.inference.stages import CommitChunks, DecodeImages, ReadChunks, read_receipts
 from fcn_ray.inference.status import JobStatus
-from fcn_ray.inference.work import Work, finish_work, plan_work, preview_work
+from fcn_ray.inference.work import Work, finish_work, order_chunks, plan_work, preview_work
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.commit import Receipt
 from fcn_ray.tables.inputs import absolute_input
@@ -73,8 +73,9 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, verbose: bool = Fal
             status.write("running", images=work.images, skipped=work.skipped, done=0)
             if work.pending:
                 _connect(config, verbose)
+                chunks = order_chunks(work.pending, lock.find_other())
                 limits = BadLimits(config.max_bad_fraction, config.max_bad_consecutive, work.images, work.stale)
-                receipts = _receipts(config, bundle, precision, run, columns, work.pending)
+                receipts = _receipts(config, bundle, precision, run, columns, chunks)
                 labelling.follow(receipts, work.todo, limits, status)
             ended_early = labelling.stopped is not None and labelling.done < work.todo
             statuses = labelling.statuses if ended_early else finish_work(run, work, labelling.receipts)
@@ -114,9 +115,7 @@ def _heed(other: str | None, run: Run, config: SegmentConfig) -> None:
         return
     if config.if_running == "fail":
         raise ForeignOutputError(f"{run.uri} is worked on by {other}; wait for its end, or set if_running to join")
-    logger.warning(
-        "%s is worked on by %s; both go on, and each chunk is stored once, by whoever is first", run.uri, other
-    )
+    logger.warning("%s is worked on by %s; they share the work, and each chunk is stored once", run.uri, other)
 
 
 def _report(
@@ -146,6 +145,7 @@ def _report(
         too_bad=too_many or listing.n_quarantined > 0 or bool(labelling.stopped),
         stopped=labelling.stopped,
         left=work.todo - labelling.done,
+        found=labelling.found,
     )
 
 

@@ -32,6 +32,11 @@ class Labelling:
         return self.statuses.total()
 
     @property
+    def found(self) -> int:
+        """Those of them that were there when this job came to store them."""
+        return sum(receipt.n_rows for receipt in self.receipts if not receipt.written)
+
+    @property
     def bad(self) -> int:
         """Those of them without a mask."""
         return self.done - self.statuses[OK]

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pyarrow as pa
 import ray.data
 from ray.data import ActorPoolStrategy, Dataset
 
@@ -25,6 +24,11 @@ MAX_TASK_RETRIES = 2
 MAX_PREDICT_RETRIES = 10
 """The same for a chunk and its actor. More, since every second death settles one image, and chunks that wait for the
 same actor are counted as tried too."""
+
+
+CHUNKS_A_BLOCK = 1000
+"""Descriptors that travel together until the pipeline is ready for them: a task for each before the first image would
+delay it by minutes, where there are many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +65,12 @@ def build_pipeline(
     actors = ActorPoolStrategy(size=predict.count, max_tasks_in_flight_per_actor=2, enable_true_multi_threading=True)
     # map_batches_internal: the public method refuses GPUs with whole blocks, and finite retries (DECISIONS 6).
     with ray.data.DataContext.current(options):
-        blocks = ray.data.from_arrow([pa.Table.from_pylist([asdict(chunk)]) for chunk in chunks])
+        described = ray.data.from_items(
+            [asdict(chunk) for chunk in chunks], override_num_blocks=-(-len(chunks) // CHUNKS_A_BLOCK)
+        )
     return (
-        blocks.map_batches_internal(prepare, num_cpus=stage_cpus, **whole, **retried)
+        described.repartition(target_num_rows_per_block=1)
+        .map_batches_internal(prepare, num_cpus=stage_cpus, **whole, **retried)
         .map_batches_internal(
             predict.stage,
             fn_constructor_kwargs=dict(predict.arguments),

@@ -130,7 +130,7 @@ class Predictor:
             elif isinstance(outcome, _CrashError):
                 status[row], errors[row] = "crash", str(outcome)
             else:
-                status[row], errors[row] = "predict", trim_error(f"{type(outcome).__name__}: {outcome}")
+                status[row], errors[row] = "predict", describe(outcome)
         added = {STATUS: status, ERROR: errors} | prediction_columns(found)
         return replace_columns(table, added, drop=[PIXELS, ENCODED])
 
@@ -208,7 +208,7 @@ class Predictor:
             try_out(self._network.predict)  # when nothing works any more it is the device, and no image's fault
             found[work[0][0]] = failure
         else:
-            logger.warning("a batch of %d images failed (%s); trying its halves", len(work), failure)
+            logger.warning("a batch of %d images failed (%s); trying its halves", len(work), describe(failure))
             half = len(work) // 2
             self._predict_group(images, work[:half], found)
             self._predict_group(images, work[half:], found)
@@ -238,6 +238,14 @@ def _load(folder: str, digest: str) -> Bundle:
             "job uses it; run the job again"
         )
     return bundle
+
+
+def describe(error: Exception) -> str:
+    """Kind and words of what went wrong, in a line. TensorFlow's own words come behind where the graph was made."""
+    text = str(error)
+    if "(most recent call last):" in text:
+        text = text.rpartition("\n\n")[2]
+    return trim_error(f"{type(error).__name__}: {text}")
 
 
 def take_images(table: pa.Table, rows: list[int]) -> list[np.ndarray | bytes]:

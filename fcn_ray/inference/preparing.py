@@ -10,7 +10,8 @@ import pyarrow as pa
 from fcn_ray.inference import task
 from fcn_ray.inference.isolation import prepare_apart
 from fcn_ray.inference.limits import Limits
-from fcn_ray.inference.stages import DecodeImages, ReadChunks
+from fcn_ray.inference.stages import DecodeImages, ReadChunks, mark_committed
+from fcn_ray.tables.commit import is_committed
 from fcn_ray.tables.plan import read_chunk
 from fcn_ray.tables.planfile import ChunkRef
 from fcn_ray.tables.reading import label_chunk
@@ -32,12 +33,14 @@ class PrepareChunks:
     limits: Limits
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """The stage."""
+        """The stage. A chunk that another job has committed meanwhile is not done again."""
+        (row,) = table.to_pylist()
+        chunk = ChunkRef(**row)
+        if is_committed(self.read.run, chunk.chunk_id):
+            return mark_committed(chunk)
         if task.attempt() == 0:
             rows = self.read(table)
             return self.decode(rows, self.limits.watch)
-        (row,) = table.to_pylist()
-        chunk = ChunkRef(**row)
         logger.warning("chunk %s took its process down, or lost it: its images are decoded one by one", chunk.chunk_id)
         pieces = read_chunk(self.read.run, chunk)
         rows = prepare_apart(self.read, pieces, self.decode, self.limits)

@@ -19,7 +19,7 @@ class SegmentReport:
     images: int
     """Images in the run, bad ones included; one that changed or was tried again counts once."""
     labelled: int
-    """Images that this job gave a result."""
+    """Images that had no result before, and have one now."""
     skipped: int
     """Images that had one before."""
     statuses: Mapping[str, int]
@@ -45,6 +45,8 @@ class SegmentReport:
     """Why the job ended early, or at its last image: too many were bad."""
     left: int = 0
     """Images that are still to do."""
+    found: int = 0
+    """Those of `labelled` that somebody else stored first: another job, or an attempt that died behind its put."""
 
     @property
     def bad(self) -> int:
@@ -53,15 +55,7 @@ class SegmentReport:
 
     def lines(self) -> Iterator[str]:
         """The report as lines of text."""
-        if self.dry_run:
-            yield f"plan: {self.images - self.skipped} of {self.images} images to do, {self.skipped} done before"
-        elif self.labelled:
-            rate = f", {self.images_per_second:.1f} images/s once started" if self.images_per_second else ""
-            yield f"{self.labelled} images labelled in {format_duration(self.seconds)}{rate}"
-            if self.skipped:
-                yield f"{self.skipped} images skipped: they were done before"
-        else:
-            yield f"nothing to do: all {self.images} images were done before"
+        yield from self._work_lines()
         if self.stopped:
             end = f": {self.left} images are still to do, and the same command goes on" if self.left else " at the end"
             yield f"stopped{end}: {self.stopped}"
@@ -80,3 +74,16 @@ class SegmentReport:
             packed = "; a packed tar is read when it is unpacked to a .tar" if ".tar." in kinds else ""
             yield f"left out, by suffix: {kinds}{packed}"
         yield f"{'would write to' if self.dry_run else 'masks'}: {self.run}"
+
+    def _work_lines(self) -> Iterator[str]:
+        if self.dry_run:
+            yield f"plan: {self.images - self.skipped} of {self.images} images to do, {self.skipped} done before"
+        elif self.labelled:
+            rate = f", {self.images_per_second:.1f} images/s once started" if self.images_per_second else ""
+            yield f"{self.labelled} images labelled in {format_duration(self.seconds)}{rate}"
+            if self.found:
+                yield f"{self.found} of them were stored first by another job, or by an attempt that died after it"
+            if self.skipped:
+                yield f"{self.skipped} images skipped: they were done before"
+        else:
+            yield f"nothing to do: all {self.images} images were done before"

@@ -19,12 +19,13 @@ import pyarrow.compute as pc
 from fcn_ray.images.codec import ImageError, decode_image, encode_mask
 from fcn_ray.labels import LabelSet
 from fcn_ray.tables.columns import Columns
-from fcn_ray.tables.commit import Receipt, commit_chunk
+from fcn_ray.tables.commit import Receipt, commit_chunk, read_receipt
 from fcn_ray.tables.plan import read_chunk
 from fcn_ray.tables.planfile import ChunkRef
 from fcn_ray.tables.reading import label_chunk, read_rows
 from fcn_ray.tables.runs import Run
 from fcn_ray.tables.schema import (
+    CHUNK_ID,
     ENCODED,
     ERROR,
     FLAGS,
@@ -149,9 +150,29 @@ class CommitChunks:
     model_digest: str
 
     def __call__(self, table: pa.Table) -> pa.Table:
-        """Encode the masks, commit the chunk."""
-        receipt = commit_chunk(self.run, finish_rows(table, self.labels, self.model_digest, self.run.run_id))
+        """Encode the masks, commit the chunk; of one that is there, only read what is stored."""
+        if table[STATUS][0].as_py() == _COMMITTED:
+            receipt = read_receipt(self.run, table[CHUNK_ID][0].as_py())
+        else:
+            receipt = commit_chunk(self.run, finish_rows(table, self.labels, self.model_digest, self.run.run_id))
         return pa.table({"receipt": [json.dumps(asdict(receipt))]})
+
+
+_COMMITTED = "committed"
+"""Status of a row that stands for a whole chunk; such a row is never stored."""
+
+
+def mark_committed(chunk: ChunkRef) -> pa.Table:
+    """What goes through the pipeline in the place of a chunk that is there: no stage finds an image in it."""
+    nothing = {
+        PIXELS: pa.large_binary(),
+        ENCODED: pa.large_binary(),
+        HEIGHT: pa.int32(),
+        WIDTH: pa.int32(),
+        ERROR: pa.string(),
+    }
+    columns = {name: pa.nulls(1, kind) for name, kind in nothing.items()}
+    return pa.table({CHUNK_ID: [chunk.chunk_id], STATUS: [_COMMITTED]} | columns)
 
 
 def read_receipts(table: pa.Table) -> list[Receipt]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -61,6 +62,12 @@ def plan_work(run: Run, config: SegmentConfig, columns: Columns, since: datetime
     if statuses := RETRIED[config.retry_failed]:
         log = plan_retries(log, statuses, config.chunk)
     return Work(log, list(pending_chunks(log)), find_superseded(run.uri, log.newest))
+
+
+def order_chunks(pending: Sequence[ChunkRef], other: str | None) -> Sequence[ChunkRef]:
+    """The chunks in their order, or, where another job works on the run, in any: two that go the same way would do
+    the same chunks at the same time, since one is left out only when it is stored."""
+    return pending if other is None else random.sample(pending, len(pending))
 
 
 def finish_work(run: Run, work: Work, receipts: Iterable[Receipt]) -> Mapping[str, int]:

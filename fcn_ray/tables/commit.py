@@ -49,7 +49,7 @@ def commit_chunk(run: Run, table: pa.Table) -> Receipt:
     """
     chunk_id = check_whole(table)
     check_rows(run, table, chunk_id)
-    data, uri = encode(run, chunk_id, table), _mask_uri(run, chunk_id)
+    data, uri = encode(run, chunk_id, table), _mask_uri(run.uri, chunk_id)
     fail_at("chunk.encoded")
     if storage.put_if_absent(uri, data):
         fail_at("chunk.put")
@@ -60,9 +60,14 @@ def commit_chunk(run: Run, table: pa.Table) -> Receipt:
     return there
 
 
+def is_committed(run_uri: str, chunk_id: str) -> bool:
+    """Whether the chunk has its object; raises StorageError when the store does not say."""
+    return storage.exists(_mask_uri(run_uri, chunk_id))
+
+
 def read_receipt(run: Run, chunk_id: str) -> Receipt:
     """What is stored for a chunk, from its object. Raises ForeignOutputError or AuditError unless it is a whole one."""
-    uri = _mask_uri(run, chunk_id)
+    uri = _mask_uri(run.uri, chunk_id)
     data = storage.read_bytes(uri)
     try:
         parquet = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
@@ -80,8 +85,8 @@ def read_receipt(run: Run, chunk_id: str) -> Receipt:
     return _receipt(chunk_id, data, status, written=False)
 
 
-def _mask_uri(run: Run, chunk_id: str) -> str:
-    return storage.join(run.uri, "masks", f"{chunk_id}.parquet")
+def _mask_uri(run_uri: str, chunk_id: str) -> str:
+    return storage.join(run_uri, "masks", f"{chunk_id}.parquet")
 
 
 def _receipt(chunk_id: str, data: bytes, status: pa.ChunkedArray, *, written: bool) -> Receipt:

@@ -1,10 +1,10 @@
-"""What is done twice when a labelling job is killed in the middle: chunks that were predicted and not yet stored.
+"""What is done twice when a labelling job is killed in the middle, or has another beside it: chunks predicted twice.
 
 python -m tests.benchmarks.rework BUNDLE WORK [--seeds 10]
 
 Each trial: 32 chunks of one picture, the null model with a pause; all processes are killed when half of the chunks are
-stored (one more or less), and the job runs again; then once more, when there is nothing to do. BUNDLE is any bundle
-(small_bundle.py).
+stored (one more or less), and the job runs again; then once more, when there is nothing to do. After that two jobs that
+start at the same moment, over an output of their own. BUNDLE is any bundle (small_bundle.py).
 """
 
 from __future__ import annotations
@@ -36,6 +36,19 @@ def measure(trial: Trial) -> tuple[int, int, int]:
     return stored, len(predicted) - len(set(predicted)), len(_files(trial) - files)
 
 
+def measure_two(trial: Trial) -> int:
+    """Chunks predicted by both of two jobs at once."""
+    trial.settings = ["chunk.rows=1"]
+    trial.output = str(trial.root / "shared")
+    log = trial.root / "shared.txt"
+    trial.environment[LOG] = str(log)
+    jobs = [trial.start(), trial.start()]
+    if [trial.end(job) for job in jobs] != [0, 0] or trial.count_chunks() != 32:
+        raise SystemExit(f"the jobs are not complete; see {trial.root}")
+    predicted = log.read_text().split()
+    return len(predicted) - len(set(predicted))
+
+
 def _files(trial: Trial) -> set[tuple[str, int]]:
     """What the run holds but its status, which every job writes."""
     files = [path for path in Path(trial.output).rglob("*") if path.is_file() and path.name != "status.json"]
@@ -54,8 +67,10 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
         with Trial(folder, seed, options.bundle) as trial:
             stored, twice, puts = measure(trial)
+            both = measure_two(trial)
         print(
-            f"seed {seed}: killed at {stored} of 32 chunks, {twice} predicted twice; puts afterwards: {puts}",
+            f"seed {seed}: killed at {stored} of 32 chunks, {twice} predicted twice; puts afterwards: {puts}; "
+            f"of two jobs at once, {both} predicted by both",
             flush=True,
         )
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,7 @@ def test_poison_for_the_decoder_is_one_row_each(tmp_path: Path, tiny_bundle: Pat
     command = ["segment", f"{tmp_path}/in", f"{tmp_path}/out", "--model", str(tiny_bundle), *limits]
     run = subprocess.run(
         [sys.executable, "-m", "fcn_ray", *command],
-        env=os.environ | {"PYTHONPATH": path},
+        env=os.environ | {"PYTHONPATH": path, "POISON_LOG": f"{tmp_path}/log"},
         capture_output=True,
         text=True,
         timeout=280,
@@ -62,6 +63,9 @@ def test_poison_for_the_decoder_is_one_row_each(tmp_path: Path, tiny_bundle: Pat
     assert bad == {f"picture-0{what}.png": status for what, status in expected.items()}
     assert len(statuses) == 24
     assert audit(f"{tmp_path}/out").ok
+    met = Counter((tmp_path / "log").read_text().split())
+    assert set(met) == {"kill", "hang", "fill"}
+    assert max(met.values()) <= 3, "each costs three processes at most"
 
 
 class _MortalPredictor(Predictor):

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
 from collections.abc import Collection
@@ -125,6 +126,38 @@ def test_a_batch_that_does_not_fit_is_halved(tiny_bundle: Path) -> None:
         assert isinstance(left, Prediction)
         assert isinstance(right, Prediction)
         assert (left.mask == right.mask).mean() >= 0.999
+
+
+LITTLE_MEMORY = """
+import logging, resource, sys
+import numpy as np
+from fcn_ray.bundle import load_bundle
+from fcn_ray.config import PredictConfig
+from fcn_ray.inference.predictor import Predictor, describe
+logging.basicConfig(stream=sys.stdout)
+settings = PredictConfig(threads=1, batch_pixels=10**8, tile_pixels=10**8)
+predictor = Predictor(sys.argv[1], load_bundle(sys.argv[1]).digest, settings)
+small, large = np.zeros((600, 600, 3), np.uint8), np.zeros((3000, 3000, 3), np.uint8)
+predictor.predict([small])
+limit = int(open("/proc/self/statm").read().split()[5]) * resource.getpagesize() + (300 << 20)
+resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+for images in ([small, large, small], [small] * 16):
+    found = predictor.predict(images)
+    print("FOUND", [describe(outcome) if isinstance(outcome, Exception) else "mask" for outcome in found])
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
+def test_memory_that_is_really_gone_halves_batches_and_fails_single_images(tiny_bundle: Path) -> None:
+    """300 MB for the network: an image of 9 megapixels does not fit, nor do 16 of 0.36 at once."""
+    run = [sys.executable, "-c", LITTLE_MEMORY, str(tiny_bundle)]
+    result = subprocess.run(run, capture_output=True, text=True, timeout=240, check=False)
+    assert result.returncode == 0, result.stderr
+    found = [line.removeprefix("FOUND ") for line in result.stdout.splitlines() if line.startswith("FOUND ")]
+    (left, large, right), batch = map(ast.literal_eval, found)
+    assert (left, right, set(batch)) == ("mask", "mask", {"mask"})
+    assert large.startswith("ResourceExhaustedError: OOM when allocating tensor with shape")
+    assert "a batch of 16 images failed (ResourceExhaustedError: OOM when" in result.stdout
 
 
 def test_an_image_without_room_in_its_chunk_gets_the_same_and_its_mask_is_encoded_at_once(

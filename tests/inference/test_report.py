@@ -22,3 +22,13 @@ def test_what_was_left_out_is_named_and_counted() -> None:
         "left out, by suffix: 1 .tar.gz, 2 .txt; a packed tar is read when it is unpacked to a .tar",
         "masks: out/run=1",
     ]
+
+
+def test_what_another_job_stored_meanwhile_is_told_apart() -> None:
+    report = SegmentReport("out/run=1", images=9, labelled=6, skipped=3, statuses={"ok": 9}, seconds=5, found=2)
+    assert list(report.lines()) == [
+        "6 images labelled in 5.0 s",
+        "2 of them were stored first by another job, or by an attempt that died after it",
+        "3 images skipped: they were done before",
+        "masks: out/run=1",
+    ]
