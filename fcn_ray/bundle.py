@@ -15,7 +15,7 @@ import hashlib
 import json
 import math
 import platform
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -26,6 +26,7 @@ from fcn_ray.config import ModelSpec, Precision, Preprocessing, Section
 from fcn_ray.errors import BundleError, DataError
 from fcn_ray.labels import LabelSet
 from fcn_ray.models.card import write_card
+from fcn_ray.models.probe import Answer, ask
 
 if TYPE_CHECKING:
     import keras
@@ -64,6 +65,13 @@ class StoredWeights(Section):
     bytes: int = Field(ge=0, le=MAX_WEIGHTS_BYTES)
 
 
+class StoredAnswer(Section):
+    """What the network made of the picture of fcn_ray.models.probe when it was saved."""
+
+    mask: str = Field(pattern="^[A-Za-z0-9+/]{512}$")
+    confidence: float = Field(ge=0, le=1)
+
+
 class Manifest(Section):
     """The structure of model.json; every other key is an error."""
 
@@ -76,6 +84,8 @@ class Manifest(Section):
     metadata: dict[str, JsonValue]
     precision: Precision = "float32"
     """What the network was validated in. No part of the digest: a run says itself which one it takes."""
+    probe: StoredAnswer | None = None
+    """Older bundles have none. No part of the digest."""
     checksum: Digest | None = None
     """Of all but `weights`, which vouch for themselves; older bundles have none."""
 
@@ -112,6 +122,8 @@ class Bundle:
     weights_sha256: str
     precision: Precision
     """What the network was validated in."""
+    answer: Answer | None = None
+    """What the network made of the picture of fcn_ray.models.probe when it was saved; older bundles do not say."""
 
     def build(self, precision: Precision = "float32") -> keras.Model:
         """The network with its weights. Raises BundleError when they do not fit the spec or are not finite."""
@@ -162,6 +174,7 @@ def save_bundle(
     A bundle of the same digest that is there already is kept. Raises BundleError when another one is, when a weight is
     not finite, or when `model`, `spec` and `labels` do not belong together.
     """
+    from fcn_ray.models.prediction import build_predict_fn
     from fcn_ray.models.serialisation import dump_weights
 
     if model.output_shape[-1] != spec.num_classes:
@@ -170,7 +183,9 @@ def save_bundle(
             "save a network with the spec that it was built from"
         )
     data = dump_weights(model)
-    text = _manifest_text(spec, labels, preprocessing, data, metadata, precision)
+    parts = (spec, labels, preprocessing, data, metadata, precision)
+    _parse_manifest(_manifest_text(*parts), storage.join(folder, MANIFEST))  # before the network is asked anything
+    text = _manifest_text(*parts, ask(build_predict_fn(model, preprocessing)))
     manifest = _parse_manifest(text, storage.join(folder, MANIFEST))
     bundle = _to_bundle(folder, manifest)
     if not storage.is_file(storage.join(folder, MANIFEST)):
@@ -225,6 +240,7 @@ def _to_bundle(folder: str, manifest: Manifest) -> Bundle:
         digest=manifest.digest(),
         weights_sha256=manifest.weights.sha256,
         precision=manifest.precision,
+        answer=Answer(**manifest.probe.model_dump()) if manifest.probe else None,
     )
 
 
@@ -235,6 +251,7 @@ def _manifest_text(
     weights: bytes,
     metadata: dict[str, Any],
     precision: Precision,
+    answer: Answer | None = None,
 ) -> bytes:
     """The content of model.json."""
     packages = ("keras", "numpy", "safetensors")
@@ -247,6 +264,7 @@ def _manifest_text(
         "versions": {"fcn_ray": __version__, "python": platform.python_version()} | {p: version(p) for p in packages},
         "metadata": metadata,
         "precision": precision,
+        "probe": answer and asdict(answer),
     }
     try:
         checksum = _checksum(json.dumps(content, ensure_ascii=False, allow_nan=False))

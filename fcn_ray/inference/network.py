@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,6 +16,7 @@ from fcn_ray.bundle import Bundle
 from fcn_ray.config import Precision
 from fcn_ray.errors import ConfigError
 from fcn_ray.inference.precision import SLOW, cpu_emulates_bfloat16
+from fcn_ray.models.probe import ask, check_answer
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +50,8 @@ def compile_network(bundle: Bundle, threads: int, precision: Precision) -> Netwo
     """The bundle's network, compiled and warm, on the Keras backend of KERAS_BACKEND (TensorFlow unless it is set).
 
     With bfloat16 the layers up to fc7 compute in it; logits and what is made of them stay float32. `threads` of
-    TensorFlow, 0 for all cores; JAX takes its own. Raises ConfigError when the backend is not there.
+    TensorFlow, 0 for all cores; JAX takes its own. Raises ConfigError when the backend is not there, BundleError when
+    this machine computes something else than the one that saved the bundle.
     """
     _check_backend(os.environ.setdefault("KERAS_BACKEND", "tensorflow"))
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # JAX: several actors may share one device
@@ -65,7 +68,11 @@ def compile_network(bundle: Bundle, threads: int, precision: Precision) -> Netwo
     model = bundle.build(precision)
     function = build_predict_fn(model, bundle.preprocessing)
     predict = _compile_tensorflow(function) if on_tensorflow else _compile_jax(function, model)
-    try_out(predict)
+    answer = ask(predict)
+    if bundle.answer:
+        coarser: Precision = "bfloat16" if "bfloat16" in (precision, bundle.precision) else "float32"
+        where = f"{platform.node()} ({keras.backend.backend()}, {precision})"
+        check_answer(bundle.answer, answer, coarser, where)
     try:
         margin, why = halo(model), ""
     except ValueError as error:
