@@ -206,6 +206,36 @@ def test_threads_share_one_client(store: Shim, uri: str) -> None:
     assert len(list(storage.list_files(store.root))) == 16
 
 
+MAKERS = {
+    "s3": "boto3.session.Session.client",
+    "gs": "google.cloud.storage.Client",
+    "az": "azure.storage.blob.BlobServiceClient.from_connection_string",
+}
+"""What makes a client."""
+
+
+@pytest.mark.parametrize("scheme", MAKERS)
+def test_threads_that_come_at_once_make_one_client(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+    together = threading.Barrier(20)
+
+    def make(*_: object, **__: object) -> object:
+        time.sleep(0.05)
+        made.append(object())
+        return made[-1]
+
+    def come(_: int) -> Any:
+        together.wait()
+        return STORES[scheme]._client()
+
+    monkeypatch.setenv(*ADDRESSES[scheme])
+    monkeypatch.setattr(MAKERS[scheme], make)
+    STORES[scheme].forget()
+    with ThreadPoolExecutor(20) as pool:
+        assert list(pool.map(come, range(20))) == made * 20
+    STORES[scheme].forget()
+
+
 @pytest.mark.parametrize("ask", [storage.stat, storage.read_bytes, storage.open_file], ids=lambda f: f.__name__)
 def test_a_missing_object_is_a_storage_error(store: Shim, ask: Callable[[str], Any]) -> None:
     with pytest.raises(StorageError, match=f"{store.root}/none does not exist"):
