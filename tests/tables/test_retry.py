@@ -21,6 +21,7 @@ from fcn_ray.tables.audit_plans import find_kinds
 from fcn_ray.tables.chunks import chunk_id
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.current import read_masks
+from fcn_ray.tables.inputs import understand_input
 from fcn_ray.tables.manifest import finish, read_published
 from fcn_ray.tables.plan import PlanLog, extend_plan, pending_chunks, read_chunk, read_log, read_states
 from fcn_ray.tables.planfile import PlanWriter, plan_uri
@@ -195,7 +196,7 @@ def test_images_of_a_tar_are_read_again_by_their_numbers(tmp_path: Path) -> None
     read = [
         row
         for ref in pending_chunks(log)
-        for row in read_inputs(run.input, read_chunk(run.uri, ref), Columns()).to_pylist()
+        for row in read_inputs(understand_input(run.input), read_chunk(run.uri, ref), Columns()).to_pylist()
     ]
     assert [(row["row"], row["image"]) for row in read] == [(row, b"tar image %d" % row) for row in (2, 5, 7, 8)]
     finish(run, log, commit_all(run, log))
