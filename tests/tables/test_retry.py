@@ -22,7 +22,7 @@ from fcn_ray.tables.chunks import chunk_id
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.current import read_masks
 from fcn_ray.tables.inputs import understand_input
-from fcn_ray.tables.manifest import finish, read_published
+from fcn_ray.tables.manifest import finish
 from fcn_ray.tables.plan import PlanLog, extend_plan, pending_chunks, read_chunk, read_log, read_states
 from fcn_ray.tables.planfile import PlanWriter, plan_uri
 from fcn_ray.tables.reading import read_rows as read_inputs
@@ -472,7 +472,7 @@ def test_current_rows_are_counted(failed: Run) -> None:
     manifest = finish(failed, log, commit_all(failed, log, {("e.png", 0): "crash"}))
     assert (manifest.rows, manifest.bad_rows) == (20, 8), "as stored"
     superseded = find_superseded(failed.uri, log.newest)
-    counts = count_current(failed.uri, manifest.statuses, read_published(failed.uri), superseded)
+    counts = count_current(failed.uri, manifest.statuses, manifest.read_published(), superseded)
     assert counts == {"corrupt": 1, "crash": 1, "null": 1, "ok": 12}
 
 
@@ -481,7 +481,7 @@ def test_what_manifests_say_is_not_read_again(failed: Run, tmp_path: Path, monke
     (tmp_path / "in" / "d.png").write_bytes(b"another")
     _, log = start_run(tmp_path)
     manifest = finish(failed, log, commit_all(failed, log))
-    published, superseded = read_published(failed.uri), find_superseded(failed.uri, log.newest)
+    published, superseded = manifest.read_published(), find_superseded(failed.uri, log.newest)
     mixed = {name: statuses for name, statuses in published.items() if name in superseded}
     assert list(mixed.values()) == [{"ok": 1, "timeout": 1}]
     counts = count_current(failed.uri, manifest.statuses, published, superseded)
