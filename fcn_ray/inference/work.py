@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
 from tempfile import TemporaryDirectory
 
 from fcn_ray import storage
@@ -14,13 +13,13 @@ from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.commit import Receipt
 from fcn_ray.tables.manifest import Manifest, finish, read_newest
 from fcn_ray.tables.plan import PlanLog, extend_plan, pending_chunks, preview_plan
-from fcn_ray.tables.planfile import ChunkRef, Place
+from fcn_ray.tables.planfile import ChunkRef
 from fcn_ray.tables.retry import NOTHING, Published, find_failed, plan_retries
 from fcn_ray.tables.runs import Run
 from fcn_ray.tables.schema import BAD_STATUSES, PASSING_STATUSES
 from fcn_ray.tables.sources import Piece
 from fcn_ray.tables.statuses import count_current
-from fcn_ray.tables.superseded import find_superseded
+from fcn_ray.tables.superseded import Superseded, find_superseded
 
 RETRIED: Mapping[str, Sequence[str]] = {"none": (), "passing": PASSING_STATUSES, "all": BAD_STATUSES}
 """What `retry_failed` means: rows with these statuses are tried again."""
@@ -28,18 +27,18 @@ RETRIED: Mapping[str, Sequence[str]] = {"none": (), "passing": PASSING_STATUSES,
 
 @dataclass(frozen=True)
 class Work:
-    """The plans of a run, the chunks that are to do, which rows newer plans have again, by chunk id, and the newest
-    manifest, if it had to be read."""
+    """The plans of a run, the chunks that are to do, which rows newer plans have again, and the newest manifest, if it
+    had to be read."""
 
     log: PlanLog
     pending: Sequence[ChunkRef]
-    superseded: Mapping[str, Sequence[Place]]
+    superseded: Superseded
     manifest: Manifest | None = None
 
-    @cached_property
+    @property
     def stale(self) -> Mapping[str, int]:
-        """Superseded rows of each chunk that has some."""
-        return {name: sum(place.n_rows for place in places) for name, places in self.superseded.items()}
+        """How many rows of a chunk are superseded, by chunk id."""
+        return self.superseded.rows
 
     @property
     def images(self) -> int:
@@ -70,7 +69,7 @@ def plan_work(run: Run, config: SegmentConfig, columns: Columns, since: datetime
 def finish_work(run: Run, work: Work, receipts: Iterable[Receipt]) -> Mapping[str, int]:
     """Put the manifest of a run that has no chunk pending; its images by status, as they are now."""
     manifest = finish(run, work.log, receipts, work.manifest)
-    if not work.superseded:
+    if not work.stale:
         return manifest.statuses
     return count_current(run.uri, manifest.statuses, manifest.read_published(), work.superseded)
 

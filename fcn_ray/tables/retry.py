@@ -15,10 +15,10 @@ from fcn_ray.config import ChunkConfig
 from fcn_ray.errors import AuditError
 from fcn_ray.tables import plan, planfile
 from fcn_ray.tables.plan import PlanLog, Put, put_plan, read_log, read_states
-from fcn_ray.tables.planfile import ChunkRef, Place, PlanWriter
+from fcn_ray.tables.planfile import ChunkRef, PlanWriter
 from fcn_ray.tables.sources import Piece
 from fcn_ray.tables.statuses import Key, read_rows
-from fcn_ray.tables.superseded import find_superseded
+from fcn_ray.tables.superseded import Superseded, find_superseded
 
 Published = Mapping[str, Mapping[str, int]]
 """Images by status of each chunk, by chunk id, as a manifest says."""
@@ -58,7 +58,7 @@ def find_failed(
     run_uri: str,
     newest: int,
     statuses: Collection[str],
-    superseded: Mapping[str, Sequence[Place]],
+    superseded: Superseded,
     published: Published = NOTHING,
 ) -> Iterator[Piece]:
     """Rows of the plans up to `newest` that are done with one of `statuses` and not `superseded`, by what is done or
@@ -66,11 +66,12 @@ def find_failed(
 
     Rows of a table that follow one another are one piece. Chunks of which `published` does not tell are read.
     """
-    done = (ref for ref, is_done in read_states(run_uri, newest) if is_done)
+    states = read_states(run_uri, newest)
+    done = (ref for ref, is_done in states if is_done and not superseded.has_all(ref.chunk_id))
     bad = (ref for ref in done if ref.chunk_id not in published or published[ref.chunk_id].keys() & set(statuses))
     refs, same = tee(bad)
     for ref, rows in zip(refs, read_rows(run_uri, (ref.chunk_id for ref in same)), strict=True):
-        past = {(place.path, row) for place in superseded.get(ref.chunk_id, ()) for row in place.rows}
+        past = {(place.path, row) for place in superseded.parts.get(ref.chunk_id, ()) for row in place.rows}
         wanted = {key for key, status in rows.items() if status in statuses} - past
         if wanted:
             yield from _pieces(run_uri, ref, wanted)

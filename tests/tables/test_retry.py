@@ -31,7 +31,7 @@ from fcn_ray.tables.runs import Run
 from fcn_ray.tables.schema import BAD_STATUSES, PASSING_STATUSES
 from fcn_ray.tables.sources import Listing, Piece
 from fcn_ray.tables.statuses import count_current, read_rows
-from fcn_ray.tables.superseded import find_superseded
+from fcn_ray.tables.superseded import Superseded, find_superseded
 from tests.tables.archives import tar, write_tar
 from tests.tables.failing import Key, commit_all, commit_rows, keys_of
 from tests.tables.making import start_run, write_images, write_table
@@ -460,7 +460,7 @@ def test_a_plan_of_another_kind_is_found(failed: Run, monkeypatch: pytest.Monkey
 def test_a_row_that_is_in_no_plan_stops_the_retry(failed: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fcn_ray.tables.planfile.read_pieces", lambda run, ref: [Piece("z.png", "1", "image", 0, 1, 1)])
     with pytest.raises(AuditError, match=r"has the row \('a.png', 0\), which is not in its plan"):
-        list(find_failed(failed.uri, 1, PASSING_STATUSES, {}))
+        list(find_failed(failed.uri, 1, PASSING_STATUSES, Superseded()))
 
 
 # ------------------------------------------------------------------------------------------------------------ counting
@@ -482,10 +482,10 @@ def test_what_manifests_say_is_not_read_again(failed: Run, tmp_path: Path, monke
     _, log = start_run(tmp_path)
     manifest = finish(failed, log, commit_all(failed, log))
     published, superseded = manifest.read_published(), find_superseded(failed.uri, log.newest)
-    mixed = {name: statuses for name, statuses in published.items() if name in superseded}
+    mixed = {name: statuses for name, statuses in published.items() if name in superseded.rows}
     assert list(mixed.values()) == [{"ok": 1, "timeout": 1}]
     counts = count_current(failed.uri, manifest.statuses, published, superseded)
     assert sum(counts.values()) == 15
     monkeypatch.setattr("fcn_ray.tables.statuses._read_rows", lambda *_: pytest.fail("it says all"))
-    said = {name: {"ok": 2} for name in superseded}
+    said = {name: {"ok": 2} for name in superseded.rows}
     assert count_current(failed.uri, {"ok": 3}, said, superseded) == {"ok": 2}
