@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain, groupby
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
@@ -17,7 +16,7 @@ from fcn_ray import storage
 from fcn_ray.errors import SchemaError
 from fcn_ray.tables import planfile, schema
 from fcn_ray.tables.arrow_files import open_filesystem, path_in
-from fcn_ray.tables.plan import Ids, list_done, read_states
+from fcn_ray.tables.plan import is_done, list_done, read_states
 from fcn_ray.tables.planfile import Place
 from fcn_ray.tables.runs import find_run, read_labels
 from fcn_ray.tables.superseded import find_superseded
@@ -42,7 +41,7 @@ def read_masks(output: str, run: str | None = None) -> ds.Dataset:
     uri = storage.absolute(find_run(output, run))
     labels, newest = read_labels(uri), planfile.newest_plan(uri)
     done = list_done(uri)
-    superseded = find_superseded(uri, newest, partial(_has, done))
+    superseded = find_superseded(uri, newest, partial(is_done, done))
     states = read_states(uri, newest, done)
     chunks = [ref.chunk_id for ref, is_done in states if is_done and not superseded.has_all(ref.chunk_id)]
     dataset = ds.FileSystemDataset.from_paths(
@@ -55,10 +54,6 @@ def read_masks(output: str, run: str | None = None) -> ds.Dataset:
     )
     mixed = [superseded.parts[name] for name in chunks if name in superseded.parts]
     return dataset.filter(~_is_one_of(mixed)) if mixed else dataset
-
-
-def _has(ids: Ids, chunk_id: str) -> bool:
-    return bool(ids[np.searchsorted(ids, chunk_id.encode())] == chunk_id.encode())
 
 
 def _is_one_of(chunks: Iterable[Sequence[Place]]) -> ds.Expression:

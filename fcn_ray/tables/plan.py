@@ -296,3 +296,8 @@ def list_done(run_uri: str) -> Ids:
     """Sorted ids of the chunks in `masks/`, 32 bytes each, and one that is greater than all."""
     matches = (_MASKS_NAME.fullmatch(entry.path) for entry in storage.list_files(storage.join(run_uri, "masks")))
     return np.fromiter(chain((match[1] for match in matches if match), ["~"]), dtype="S32")
+
+
+def is_done(done: Ids, chunk_id: str) -> bool:
+    """Whether a chunk is among those that `list_done` gave."""
+    return bool(done[np.searchsorted(done, chunk_id.encode())] == chunk_id.encode())
