@@ -13,7 +13,7 @@ from threading import Lock
 from typing import Any, TypeVar
 
 from fcn_ray.errors import FcnRayError, NotInstalledError, RefusedError, StorageError, UnavailableError, UnequippedError
-from fcn_ray.storage.requests import Found, Missing, Passing, Taken, first_line, patiently
+from fcn_ray.storage.answers import Found, Missing, Passing, Taken, first_line, patiently
 from fcn_ray.storage.uris import split, split_folder
 
 T = TypeVar("T")

@@ -30,7 +30,7 @@ from fcn_ray.inference.frames import Overdue, receive_frame, send_error
 from fcn_ray.inference.isolation import prepare_apart
 from fcn_ray.inference.limits import Limits
 from fcn_ray.inference.stages import PIXELS, DecodeImages, ReadChunks
-from fcn_ray.storage.requests import Missing
+from fcn_ray.storage.answers import Missing
 from fcn_ray.tables import schema
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.inputs import Input, understand_input

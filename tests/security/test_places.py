@@ -17,7 +17,7 @@ from fcn_ray import storage
 from fcn_ray.config import ChunkConfig, SegmentConfig
 from fcn_ray.errors import ConfigError, StorageError
 from fcn_ray.inference.stages import DecodeImages
-from fcn_ray.storage import s3 as requests
+from fcn_ray.storage import s3 as s3_store
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.inputs import understand_input
 from fcn_ray.tables.places import Places
@@ -81,9 +81,9 @@ def hits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
         monkeypatch.setenv("PORT", str(listener.getsockname()[1]))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
         monkeypatch.setenv("FCN_RAY_PATIENCE_SECONDS", "0")
-        requests.forget()
+        s3_store.forget()
         yield found
-        requests.forget()
+        s3_store.forget()
         listener.shutdown(socket.SHUT_RDWR)
 
 

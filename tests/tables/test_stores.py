@@ -11,7 +11,7 @@ import pytest
 
 from fcn_ray import storage
 from fcn_ray.errors import ConfigError, UnavailableError
-from fcn_ray.storage import requests
+from fcn_ray.storage import answers
 from fcn_ray.tables.audit import audit
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.commit import read_receipt
@@ -39,8 +39,8 @@ def anywhere(store: Shim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sh
 
 
 def _fill(store: Shim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shim:
-    monkeypatch.setattr(requests, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(requests, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(answers, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(answers, "LONGEST_PAUSE", 0.01)
     for index in range(7):
         storage.put_if_absent(f"{store.root}/job/in/{index % 3}/{index} #?.png", png(index))
     table = write_table(tmp_path / "t.parquet", 10)
