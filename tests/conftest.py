@@ -63,7 +63,7 @@ def s3(monkeypatch: pytest.MonkeyPatch, s3_server: tuple[str, Shim]) -> Iterator
     """An empty bucket `s3://bucket` for this process and those it starts; the shim can make its requests fail."""
     import boto3
 
-    from fcn_ray.storage import s3 as requests
+    from fcn_ray.storage import s3 as module
 
     address, shim = s3_server
     for name in list(os.environ):
@@ -72,7 +72,7 @@ def s3(monkeypatch: pytest.MonkeyPatch, s3_server: tuple[str, Shim]) -> Iterator
     settings = {"ENDPOINT_URL": address, "ACCESS_KEY_ID": "key", "SECRET_ACCESS_KEY": "secret", "REGION": "us-east-1"}
     for name, value in settings.items():
         monkeypatch.setenv(f"AWS_{name}", value)
-    requests.forget()
+    module.forget()
     bucket = boto3.resource("s3", region_name="us-east-1").Bucket(BUCKET)
     bucket.create()
     shim.fail("none")
@@ -80,7 +80,7 @@ def s3(monkeypatch: pytest.MonkeyPatch, s3_server: tuple[str, Shim]) -> Iterator
     shim.fail("none")
     bucket.objects.all().delete()
     bucket.delete()
-    requests.forget()
+    module.forget()
 
 
 @pytest.fixture(scope="session")
@@ -95,16 +95,16 @@ def s3_server() -> Iterator[tuple[str, Shim]]:
 @pytest.fixture
 def gs(monkeypatch: pytest.MonkeyPatch, gs_server: tuple[str, Shim]) -> Iterator[Shim]:
     """An empty bucket `gs://bucket`, as `s3`."""
-    from fcn_ray.storage import gcs as requests
+    from fcn_ray.storage import gcs as module
 
     address, shim = gs_server
 
     def empty() -> None:
-        bucket = requests._client().bucket(BUCKET)
+        bucket = module._client().bucket(BUCKET)
         for blob in bucket.list_blobs():
             bucket.delete_blob(blob.name)
 
-    yield from _emptied(requests, shim, lambda: monkeypatch.setenv("STORAGE_EMULATOR_HOST", address), empty)
+    yield from _emptied(module, shim, lambda: monkeypatch.setenv("STORAGE_EMULATOR_HOST", address), empty)
 
 
 @pytest.fixture(scope="session")
@@ -118,18 +118,18 @@ def gs_server() -> Iterator[tuple[str, Shim]]:
 @pytest.fixture
 def az(monkeypatch: pytest.MonkeyPatch, az_server: tuple[str, Shim]) -> Iterator[Shim]:
     """An empty container `az://bucket`, as `s3`."""
-    from fcn_ray.storage import azure as requests
+    from fcn_ray.storage import azure as module
     from tests.azure import connection_string
 
     address, shim = az_server
     named = "AZURE_STORAGE_CONNECTION_STRING", connection_string(address)
 
     def empty() -> None:
-        container = requests._client().get_container_client(BUCKET)
+        container = module._client().get_container_client(BUCKET)
         for blob in container.list_blobs():
             container.delete_blob(blob.name)
 
-    yield from _emptied(requests, shim, lambda: monkeypatch.setenv(*named), empty)
+    yield from _emptied(module, shim, lambda: monkeypatch.setenv(*named), empty)
 
 
 @pytest.fixture(scope="session")
@@ -141,17 +141,17 @@ def az_server() -> Iterator[tuple[str, Shim]]:
 
 
 def _emptied(
-    requests: ModuleType, shim: Shim, connect: Callable[[], None], empty: Callable[[], object]
+    module: ModuleType, shim: Shim, connect: Callable[[], None], empty: Callable[[], object]
 ) -> Iterator[Shim]:
     connect()
-    requests.forget()
+    module.forget()
     shim.fail("none")
     yield shim
     shim.fail("none")
     connect()  # the test may have turned to another place
-    requests.forget()
+    module.forget()
     empty()
-    requests.forget()
+    module.forget()
 
 
 @pytest.fixture(params=[pytest.param("s3", marks=pytest.mark.s3), "gs", "az"])

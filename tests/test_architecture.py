@@ -65,3 +65,27 @@ def test_nothing_outgrows_its_room(path: Path) -> None:
             length = (node.end_lineno or 0) - node.lineno
             # A command is mostly the declaration of its options.
             assert length <= (70 if path.name == "cli.py" else 60), f"{node.name} has {length} lines"
+
+
+def test_a_name_means_a_library_or_a_module_of_ours() -> None:
+    """In one file: `requests` was both."""
+    both = {str(path.relative_to(ROOT)): names for path in PACKAGE if (names := _libraries(path) & _own_modules(path))}
+    assert both == {}
+
+
+def _imported_from(path: Path) -> list[tuple[str, str]]:
+    """(module, name or nothing) of each import."""
+    nodes = list(ast.walk(ast.parse(path.read_text())))
+    named = [
+        (node.module or "", item.name) for node in nodes if isinstance(node, ast.ImportFrom) for item in node.names
+    ]
+    return named + [(item.name, "") for node in nodes if isinstance(node, ast.Import) for item in node.names]
+
+
+def _libraries(path: Path) -> set[str]:
+    return {module.partition(".")[0] for module, _ in _imported_from(path)} - {"fcn_ray"}
+
+
+def _own_modules(path: Path) -> set[str]:
+    ours = [(module, name) for module, name in _imported_from(path) if module.partition(".")[0] == "fcn_ray"]
+    return {part for module, name in ours for part in (module.rpartition(".")[2], name)}

@@ -23,6 +23,7 @@ from fcn_ray import errors
 from fcn_ray.errors import FcnRayError
 from fcn_ray.inference.limits import Limits
 from fcn_ray.tables.columns import Columns
+from fcn_ray.tables.inputs import Input
 from fcn_ray.tables.sources import Piece
 
 READY = pa.table({"ready": [True]})
@@ -37,7 +38,7 @@ _READ_BYTES = 1 << 20
 class ApartWork:
     """What a child does: `pieces` of one row each."""
 
-    input: str
+    input: Input
     columns: Columns
     allowed: tuple[str, ...]
     pieces: Sequence[Piece]
@@ -53,7 +54,7 @@ class ApartWork:
         carry = found["columns"]["carry"]
         columns = Columns(**found["columns"] | {"carry": carry if isinstance(carry, str) else tuple(carry)})
         pieces, limits = [Piece(**piece) for piece in found["pieces"]], Limits(**found["limits"])
-        return cls(**found | {"columns": columns, "pieces": pieces, "limits": limits})
+        return cls(**found | {"input": Input(**found["input"]), "columns": columns, "pieces": pieces, "limits": limits})
 
 
 class Overdue(Exception):  # noqa: N818 - no error of ours, but what a picture did

@@ -30,7 +30,7 @@ from fcn_ray.inference.status import JobStatus
 from fcn_ray.inference.work import Work, finish_work, order_chunks, plan_work, preview_work
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.commit import Receipt
-from fcn_ray.tables.inputs import absolute_input
+from fcn_ray.tables.inputs import absolute_input, understand_input
 from fcn_ray.tables.lock import RunLock
 from fcn_ray.tables.planfile import ChunkRef
 from fcn_ray.tables.runs import Run, check_output, fingerprint, open_run, run_uri
@@ -223,7 +223,7 @@ def _receipts(
         "run_uri": run.uri,
     }
     prepare = PrepareChunks(
-        ReadChunks(run.uri, run.input, columns, _allowed(config)),
+        ReadChunks(run.uri, understand_input(run.input), columns, _allowed(config)),
         DecodeImages(config.max_pixels),
         Limits(config.decode_seconds, config.decode_memory),
     )

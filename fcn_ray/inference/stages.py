@@ -20,6 +20,7 @@ from fcn_ray.images.codec import ImageError, decode_image, encode_mask
 from fcn_ray.labels import LabelSet
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.commit import Receipt, commit_chunk, read_receipt
+from fcn_ray.tables.inputs import Input
 from fcn_ray.tables.plan import read_chunk
 from fcn_ray.tables.planfile import ChunkRef
 from fcn_ray.tables.reading import label_chunk, read_rows
@@ -54,7 +55,7 @@ class ReadChunks:
     """First stage. Reads: one row, the ChunkRef of a chunk. Leaves: the rows of that chunk, see tables.reading."""
 
     run: str
-    input: str
+    input: Input
     columns: Columns
     allowed: tuple[str, ...] = ()
     """Prefixes beside the input that tables and links may lead to, absolute."""

@@ -6,22 +6,21 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
 from tempfile import TemporaryDirectory
 
 from fcn_ray import storage
 from fcn_ray.config import SegmentConfig
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.commit import Receipt
-from fcn_ray.tables.manifest import finish, read_published
+from fcn_ray.tables.manifest import Manifest, finish, read_newest
 from fcn_ray.tables.plan import PlanLog, extend_plan, pending_chunks, preview_plan
-from fcn_ray.tables.planfile import ChunkRef, Place
-from fcn_ray.tables.retry import find_failed, plan_retries
+from fcn_ray.tables.planfile import ChunkRef
+from fcn_ray.tables.retry import NOTHING, Published, find_failed, plan_retries
 from fcn_ray.tables.runs import Run
 from fcn_ray.tables.schema import BAD_STATUSES, PASSING_STATUSES
 from fcn_ray.tables.sources import Piece
 from fcn_ray.tables.statuses import count_current
-from fcn_ray.tables.superseded import find_superseded
+from fcn_ray.tables.superseded import Superseded, find_superseded
 
 RETRIED: Mapping[str, Sequence[str]] = {"none": (), "passing": PASSING_STATUSES, "all": BAD_STATUSES}
 """What `retry_failed` means: rows with these statuses are tried again."""
@@ -29,16 +28,18 @@ RETRIED: Mapping[str, Sequence[str]] = {"none": (), "passing": PASSING_STATUSES,
 
 @dataclass(frozen=True)
 class Work:
-    """The plans of a run, the chunks that are to do, and which rows newer plans have again, by chunk id."""
+    """The plans of a run, the chunks that are to do, which rows newer plans have again, and the newest manifest, if it
+    had to be read."""
 
     log: PlanLog
     pending: Sequence[ChunkRef]
-    superseded: Mapping[str, Sequence[Place]]
+    superseded: Superseded
+    manifest: Manifest | None = None
 
-    @cached_property
+    @property
     def stale(self) -> Mapping[str, int]:
-        """Superseded rows of each chunk that has some."""
-        return {name: sum(place.n_rows for place in places) for name, places in self.superseded.items()}
+        """How many rows of a chunk are superseded, by chunk id."""
+        return self.superseded.rows
 
     @property
     def images(self) -> int:
@@ -59,9 +60,11 @@ class Work:
 def plan_work(run: Run, config: SegmentConfig, columns: Columns, since: datetime | None) -> Work:
     """Plan what is new, and what is to be tried again, and see what is to do."""
     log = extend_plan(run.uri, run.input, config.chunk, columns, since=_seconds(since))
+    manifest = None
     if statuses := RETRIED[config.retry_failed]:
-        log = plan_retries(log, statuses, config.chunk)
-    return Work(log, list(pending_chunks(log)), find_superseded(run.uri, log.newest))
+        manifest = read_newest(run.uri)
+        log = plan_retries(log, statuses, config.chunk, published=_published(manifest))
+    return Work(log, list(pending_chunks(log)), find_superseded(run.uri, log.newest), manifest)
 
 
 def order_chunks(pending: Sequence[ChunkRef], other: str | None) -> Sequence[ChunkRef]:
@@ -72,10 +75,10 @@ def order_chunks(pending: Sequence[ChunkRef], other: str | None) -> Sequence[Chu
 
 def finish_work(run: Run, work: Work, receipts: Iterable[Receipt]) -> Mapping[str, int]:
     """Put the manifest of a run that has no chunk pending; its images by status, as they are now."""
-    manifest = finish(run, work.log, receipts)
-    if not work.superseded:
+    manifest = finish(run, work.log, receipts, work.manifest)
+    if not work.stale:
         return manifest.statuses
-    return count_current(run.uri, manifest.statuses, read_published(run.uri), work.superseded)
+    return count_current(run.uri, manifest.statuses, manifest.read_published(), work.superseded)
 
 
 def preview_work(
@@ -95,8 +98,12 @@ def preview_work(
         work = Work(log, list(pending_chunks(log)), find_superseded(run_uri, log.newest, drafts=drafts))
     again: Iterable[Piece] = ()
     if statuses := RETRIED[config.retry_failed]:
-        again = find_failed(run_uri, log.newest, statuses, work.superseded)
+        again = find_failed(run_uri, log.newest, statuses, work.superseded, _published(read_newest(run_uri)))
     return work, work.images - work.skipped + log.new_rows + sum(piece.n_rows for piece in again)
+
+
+def _published(manifest: Manifest | None) -> Published:
+    return manifest.read_published() if manifest else NOTHING
 
 
 def _seconds(moment: datetime | None) -> float | None:

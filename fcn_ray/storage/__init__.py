@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
 
 from fcn_ray.storage import local, objects
-from fcn_ray.storage.requests import with_patience
+from fcn_ray.storage.answers import with_patience
 from fcn_ray.storage.uris import Entry, join, local_path, scheme_of
 
 __all__ = [

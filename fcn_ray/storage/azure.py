@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from functools import cache
+from threading import Lock
 from typing import Any, TypeVar
 
 from fcn_ray.errors import NotInstalledError, RefusedError, StorageError, UnavailableError, UnequippedError
-from fcn_ray.storage.requests import Found, Missing, Passing, Taken, first_line, patiently
+from fcn_ray.storage.answers import Found, Missing, Passing, Taken, first_line, patiently
 from fcn_ray.storage.uris import split, split_folder
 
 T = TypeVar("T")
@@ -156,8 +157,16 @@ def delete(uri: str) -> None:
 # ------------------------------------------------------------------------------------------------------------ asking
 
 
-@cache
+_making = Lock()
+
+
 def _client() -> Any:
+    with _making:  # threads that come at once would make one each
+        return _make_client()
+
+
+@cache
+def _make_client() -> Any:
     try:
         from azure.storage.blob import BlobServiceClient
     except ImportError as error:
@@ -202,7 +211,7 @@ def _credential(account: str) -> Any:
 
 def forget() -> None:
     """Connect anew at the next request, with the settings of that moment."""
-    _client.cache_clear()
+    _make_client.cache_clear()
 
 
 def _ask(uri: str, request: Callable[[Any], T]) -> T:

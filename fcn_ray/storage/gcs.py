@@ -9,10 +9,11 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from functools import cache, partial
+from threading import Lock
 from typing import Any, TypeVar
 
 from fcn_ray.errors import FcnRayError, NotInstalledError, RefusedError, StorageError, UnavailableError, UnequippedError
-from fcn_ray.storage.requests import Found, Missing, Passing, Taken, first_line, patiently
+from fcn_ray.storage.answers import Found, Missing, Passing, Taken, first_line, patiently
 from fcn_ray.storage.uris import split, split_folder
 
 T = TypeVar("T")
@@ -143,8 +144,16 @@ def _once() -> dict[str, Any]:
     return {"retry": None, "timeout": (CONNECT_SECONDS, READ_SECONDS)}  # patience is ours
 
 
-@cache
+_making = Lock()
+
+
 def _client() -> Any:
+    with _making:  # threads that come at once would make one each
+        return _make_client()
+
+
+@cache
+def _make_client() -> Any:
     try:
         from google.cloud.storage import Client
     except ImportError as error:
@@ -156,7 +165,7 @@ def _client() -> Any:
 
 def forget() -> None:
     """Connect anew at the next request, with the settings of that moment."""
-    _client.cache_clear()
+    _make_client.cache_clear()
 
 
 def _ask(uri: str, request: Callable[[Any], T]) -> T:

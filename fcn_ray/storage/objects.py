@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 
 from fcn_ray.errors import ConfigError, StorageError
 from fcn_ray.storage import azure, gcs, s3
-from fcn_ray.storage.requests import Found, Missing, Taken
+from fcn_ray.storage.answers import Found, Missing, Taken
 from fcn_ray.storage.uris import Entry, is_hidden, scheme_of, split
 
 READ_AHEAD = 1 << 18
@@ -24,26 +24,26 @@ STORES = {"s3": s3, "gs": gcs, "az": azure}
 """Scheme -> the module that makes its requests."""
 
 
-def _requests(uri: str) -> Any:
+def _store(uri: str) -> Any:
     return STORES[scheme_of(uri)]
 
 
 def is_file(uri: str) -> bool:
     """True when `uri` is one object."""
     try:
-        return bool(split(uri)[1]) and _requests(uri).head(uri) is not None
+        return bool(split(uri)[1]) and _store(uri).head(uri) is not None
     except Missing:
         return False
 
 
 def exists(uri: str) -> bool:
     """True when `uri` is an object, or others lie below it."""
-    return is_file(uri) or next(_requests(uri).keys(uri), None) is not None
+    return is_file(uri) or next(_store(uri).keys(uri), None) is not None
 
 
 def stat(uri: str) -> Entry:
     """Size and version of one object."""
-    return _entry(split(uri)[1].rpartition("/")[2], _requests(uri).head(uri))
+    return _entry(split(uri)[1].rpartition("/")[2], _store(uri).head(uri))
 
 
 def _entry(path: str, found: Found) -> Entry:
@@ -63,7 +63,7 @@ def absolute(uri: str) -> str:
 
 def list_folders(uri: str) -> list[str]:
     """Names of the folders directly below, sorted."""
-    return sorted(_requests(uri).folders(uri), key=str.encode)
+    return sorted(_store(uri).folders(uri), key=str.encode)
 
 
 def list_files(uri: str, on_skip: Callable[[str], None] | None = None) -> Iterator[Entry]:
@@ -72,7 +72,7 @@ def list_files(uri: str, on_skip: Callable[[str], None] | None = None) -> Iterat
     Raises StorageError when the store lists in another order: plans and audits walk several listings side by side.
     """
     before: str | None = None
-    for path, found in _requests(uri).keys(uri):
+    for path, found in _store(uri).keys(uri):
         if before is not None and path.encode() <= before.encode():
             raise StorageError(
                 f"{uri}: this store lists {path!r} after {before!r}, not in the order of bytes, as stores with real "
@@ -87,19 +87,19 @@ def list_files(uri: str, on_skip: Callable[[str], None] | None = None) -> Iterat
 
 def read_bytes(uri: str) -> bytes:
     """All of one object."""
-    data: bytes = _requests(uri).get(uri)
+    data: bytes = _store(uri).get(uri)
     return data
 
 
 def fetch(uri: str, limit: int) -> tuple[Entry, bytes | None]:
     """One object and its content, in one request."""
-    found, data = _requests(uri).fetch(uri, limit)
+    found, data = _store(uri).fetch(uri, limit)
     return _entry(split(uri)[1].rpartition("/")[2], found), data
 
 
 def open_file(uri: str) -> BinaryIO:
     """One object, open for reading anywhere in it."""
-    return io.BufferedReader(_Object(uri, _requests(uri).head(uri)), READ_AHEAD)
+    return io.BufferedReader(_Object(uri, _store(uri).head(uri)), READ_AHEAD)
 
 
 class _Object(io.RawIOBase):
@@ -128,7 +128,7 @@ class _Object(io.RawIOBase):
         if count <= 0:
             return 0
         try:
-            data = _requests(self._uri).get(self._uri, (self._at, count), self._found.etag)
+            data = _store(self._uri).get(self._uri, (self._at, count), self._found.etag)
         except Taken as error:
             raise StorageError(f"{self._uri} changed while it was read") from error
         if len(data) != count:
@@ -141,7 +141,7 @@ class _Object(io.RawIOBase):
 def put_if_absent(uri: str, data: bytes) -> bool:
     """Store `data` whole under `uri` unless something is there."""
     try:
-        _requests(uri).put(uri, data, if_absent=True)
+        _store(uri).put(uri, data, if_absent=True)
     except Taken:
         return False
     _check_kept(uri, data)
@@ -150,7 +150,7 @@ def put_if_absent(uri: str, data: bytes) -> bool:
 
 def replace(uri: str, data: bytes) -> None:
     """Store `data` whole under `uri`, over what is there."""
-    _requests(uri).put(uri, data, if_absent=False)
+    _store(uri).put(uri, data, if_absent=False)
 
 
 def _check_kept(uri: str, data: bytes) -> None:
@@ -162,10 +162,10 @@ def _check_kept(uri: str, data: bytes) -> None:
 
 def remove_folder(uri: str) -> None:
     """Delete all below `uri`, as far as it can be deleted."""
-    requests = _requests(uri)
+    store = _store(uri)
     try:
-        for path, _ in requests.keys(uri):
+        for path, _ in store.keys(uri):
             if path and not path.endswith("/"):  # else the marker of a folder, whose URI would be that of an object
-                requests.delete(f"{uri.rstrip('/')}/{path}")
+                store.delete(f"{uri.rstrip('/')}/{path}")
     except StorageError:
         return

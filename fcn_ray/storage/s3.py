@@ -10,10 +10,11 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from functools import cache
+from threading import Lock
 from typing import Any, TypeVar
 
 from fcn_ray.errors import RefusedError, StorageError, UnavailableError, UnequippedError
-from fcn_ray.storage.requests import Found, Missing, Passing, Taken, patiently
+from fcn_ray.storage.answers import Found, Missing, Passing, Taken, patiently
 from fcn_ray.storage.uris import split, split_folder
 
 T = TypeVar("T")
@@ -154,8 +155,16 @@ def delete(uri: str) -> None:
 # ------------------------------------------------------------------------------------------------------------ asking
 
 
-@cache
+_making = Lock()
+
+
 def _client() -> Any:
+    with _making:  # threads that come at once would make one each
+        return _make_client()
+
+
+@cache
+def _make_client() -> Any:
     import boto3
     from botocore.config import Config
 
@@ -176,7 +185,7 @@ def _client() -> Any:
 
 def forget() -> None:
     """Connect anew at the next request, with the settings of that moment."""
-    _client.cache_clear()
+    _make_client.cache_clear()
 
 
 def _ask(uri: str, request: Callable[[Any], T]) -> T:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import chain, groupby
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
@@ -17,8 +16,8 @@ from fcn_ray import storage
 from fcn_ray.errors import SchemaError
 from fcn_ray.tables import planfile, schema
 from fcn_ray.tables.arrow_files import open_filesystem, path_in
-from fcn_ray.tables.plan import Ids, list_done, read_states
-from fcn_ray.tables.planfile import ChunkRef, Place
+from fcn_ray.tables.plan import is_done, list_done, read_states
+from fcn_ray.tables.planfile import Place
 from fcn_ray.tables.runs import find_run, read_labels
 from fcn_ray.tables.superseded import find_superseded
 
@@ -42,10 +41,9 @@ def read_masks(output: str, run: str | None = None) -> ds.Dataset:
     uri = storage.absolute(find_run(output, run))
     labels, newest = read_labels(uri), planfile.newest_plan(uri)
     done = list_done(uri)
-    superseded = find_superseded(uri, newest, partial(_has, done))
-    chunks = [
-        ref.chunk_id for ref, is_done in read_states(uri, newest, done) if is_done and not _is_past(ref, superseded)
-    ]
+    superseded = find_superseded(uri, newest, partial(is_done, done))
+    states = read_states(uri, newest, done)
+    chunks = [ref.chunk_id for ref, is_done in states if is_done and not superseded.has_all(ref.chunk_id)]
     dataset = ds.FileSystemDataset.from_paths(
         [path_in(_mask_uri(uri, name)) for name in chunks],
         schema=schema.result_schema(labels, _join(uri, _table_chunks(uri, newest, set(chunks)))),
@@ -54,20 +52,11 @@ def read_masks(output: str, run: str | None = None) -> ds.Dataset:
         ),
         filesystem=open_filesystem(uri),
     )
-    kept = set(chunks) & superseded.keys()
-    return dataset.filter(~_is_one_of(superseded[name] for name in chunks if name in kept)) if kept else dataset
+    mixed = [superseded.parts[name] for name in chunks if name in superseded.parts]
+    return dataset.filter(~_is_one_of(mixed)) if mixed else dataset
 
 
-def _has(ids: Ids, chunk_id: str) -> bool:
-    return bool(ids[np.searchsorted(ids, chunk_id.encode())] == chunk_id.encode())
-
-
-def _is_past(ref: ChunkRef, superseded: Mapping[str, Sequence[Place]]) -> bool:
-    """True for a chunk without a current row."""
-    return sum(place.n_rows for place in superseded.get(ref.chunk_id, ())) == ref.n_rows
-
-
-def _is_one_of(chunks: Iterator[Sequence[Place]]) -> ds.Expression:
+def _is_one_of(chunks: Iterable[Sequence[Place]]) -> ds.Expression:
     """True for the rows at these places, by path, row and plan in one string (read from its end, there is one way)."""
     found = [f"{place.path}#{row}#{place.plan}" for place in chain.from_iterable(chunks) for row in place.rows]
     row, plan = (ds.field(name).cast(pa.string()) for name in (schema.ROW, schema.PLAN))

@@ -33,7 +33,7 @@ class Input:
 
 
 def understand_input(uri: str) -> Input:
-    """What `uri` means. It need not exist."""
+    """What `uri` means. It need not exist. That takes requests to a store: a job asks once, and tells its workers."""
     if uri.startswith(LIST_MARK):
         return Input("list", uri.removeprefix(LIST_MARK))
     if storage.is_file(uri):
@@ -81,14 +81,13 @@ def nothing_fits(found: Input) -> str:
     )
 
 
-def locate_sources(uri: str) -> Callable[[str], str]:
-    """The function that tells where the input with a path of rows is stored; what `uri` means is asked once."""
-    found = understand_input(uri)
-    if found.kind == "file":
-        return lambda path: uri
-    if found.kind == "list":
-        return partial(place_of, folder=folder_of(found.uri))
-    return partial(storage.join, found.uri)
+def locate_sources(where: Input) -> Callable[[str], str]:
+    """The function that tells where the input with a path of rows is stored."""
+    if where.kind == "file":
+        return lambda path: where.uri
+    if where.kind == "list":
+        return partial(place_of, folder=folder_of(where.uri))
+    return partial(storage.join, where.uri)
 
 
 def reaches_into(uri: str, folder: str) -> bool:

@@ -8,10 +8,10 @@ a few row groups, never more.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -23,8 +23,11 @@ from fcn_ray.errors import ConfigError, DataError, SchemaError
 from fcn_ray.labels import LabelSet
 from fcn_ray.tables import schema
 from fcn_ray.tables.pickles import open_parquet
+from fcn_ray.tables.plan import is_done, list_done
+from fcn_ray.tables.planfile import newest_plan
 from fcn_ray.tables.runs import find_run
 from fcn_ray.tables.sources import IMAGE_SUFFIXES, TABLE_SUFFIX, TAR_SUFFIX
+from fcn_ray.tables.superseded import find_superseded
 
 _BATCH_ROWS = 64
 """Labels that are read at a time."""
@@ -117,18 +120,19 @@ class MaskIndex:
 
     @classmethod
     def open(cls, uri: str) -> MaskIndex:
-        """Masks of the output of segment, of one run in it, or of a folder of id images.
+        """Current masks of the output of segment, of one run in it (as `read_masks` gives them), or a folder of id
+        images.
 
         Raises ConfigError when there are none, or several runs to choose from.
         """
         run = _find_run(uri)
-        # All files of a run have its label set, and they may be a million: the first that there is says it.
-        index = cls(uri, next((labels for _, labels in _label_sets(run)), None) if run else None)
-        for path, file in _files(run or uri):
-            if run and path.lower().endswith(TABLE_SUFFIX):
-                index._add_table(file)
-            elif not run and path != _stem(path):
-                index._add(_stem(path), _Place(file, _WHOLE_FILE, 0, path, 0, schema.OK))
+        index = cls(uri)
+        if run is not None:
+            index._add_run(run)
+        else:
+            for path, file in _files(uri):
+                if path != _stem(path):
+                    index._add(_stem(path), _Place(file, _WHOLE_FILE, 0, path, 0, schema.OK))
         if not index._places:
             raise ConfigError(f"{uri} holds no masks; expected the output folder of segment, or a folder of id PNGs")
         return index
@@ -160,12 +164,25 @@ class MaskIndex:
         """Masks that were not taken."""
         return sum(place.status == schema.OK for place in self._places.values())
 
-    def _add_table(self, uri: str) -> None:
+    def _add_run(self, run: str) -> None:
+        masks = storage.join(run, "masks")
+        # All files of a run have its label set, and they may be a million: the first that there is says it.
+        self.labels = next((labels for _, labels in _label_sets(masks)), None)
+        superseded = find_superseded(run, newest_plan(run), partial(is_done, list_done(run)))
+        for path, file in _files(masks):
+            name = path.removesuffix(TABLE_SUFFIX)
+            if path.lower().endswith(TABLE_SUFFIX) and not superseded.has_all(name):
+                places = superseded.parts.get(name, ())
+                self._add_table(file, {(place.path, row) for place in places for row in place.rows})
+
+    def _add_table(self, uri: str, superseded: Container[tuple[str, int]]) -> None:
         columns = [schema.PATH, schema.ROW, schema.PLAN, schema.STATUS]
         with _open_table(uri) as table:
             for group in range(table.num_row_groups):
                 for row, cells in enumerate(table.read_row_group(group, columns).select(columns).to_pylist()):
                     path, number, plan, status = cells.values()
+                    if (path, number) in superseded:
+                        continue
                     key = f"{path}#{number}" if path.lower().endswith((TABLE_SUFFIX, TAR_SUFFIX)) else _stem(path)
                     self._add(key, _Place(uri, group, row, path, plan, status))
 
@@ -173,14 +190,15 @@ class MaskIndex:
         known = self._places.get(key)
         if known is not None and known.path != place.path:
             self._twins[key] = place.path
-        elif known is None or known.plan < place.plan:  # the row of a changed image supersedes the older one
+        elif known is None or known.plan < place.plan:  # as in masks that were copied without their plans
             self._places[key] = place
 
 
 def _find_run(uri: str) -> str | None:
-    """The `masks` folder of the only run in `uri`, or of the run `uri`; None when that is another kind of folder."""
-    masks = storage.join(find_run(uri), "masks")
-    return masks if any(path.lower().endswith(TABLE_SUFFIX) for path, _ in _files(masks)) else None
+    """The only run in `uri` that has masks, or the run `uri`; None when that is another kind of folder."""
+    run = find_run(uri)
+    files = _files(storage.join(run, "masks"))
+    return run if any(path.lower().endswith(TABLE_SUFFIX) for path, _ in files) else None
 
 
 def _read_masks(uri: str, group: int) -> list[bytes | None]:

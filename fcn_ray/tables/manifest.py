@@ -1,4 +1,7 @@
-"""The end of a run: a manifest of its objects with their digests, and `_SUCCESS`, which names the newest manifest."""
+"""The end of a run: a manifest of its objects with their digests, and `_SUCCESS`, which names the newest manifest.
+
+A manifest has a line for each chunk and never changes, so a job reads it once and hands on what it has.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from fcn_ray import storage
@@ -24,26 +27,37 @@ _MANIFEST_NAME = re.compile(r"(\d{6,})\.json")
 
 @dataclass(frozen=True, slots=True)
 class Manifest:
-    """A finished run up to a plan: where its manifest is and its sha256, chunks, images, images by status."""
+    """A finished run up to a plan: where its manifest is and its bytes, chunks, images, images by status."""
 
     uri: str
-    sha256: str
+    data: bytes = field(repr=False)
     plan: int
     chunks: int
     rows: int
     statuses: Mapping[str, int]
 
     @property
+    def sha256(self) -> str:
+        """Digest of the file."""
+        return storage.digest(self.data)
+
+    @property
     def bad_rows(self) -> int:
         """Images without a mask."""
         return self.rows - self.statuses.get(OK, 0)
 
+    def read_published(self) -> dict[str, dict[str, int]]:
+        """Images by status of each chunk, by chunk id."""
+        objects = _parse(self.uri, self.data)["objects"]
+        return {item["name"].removeprefix("masks/").removesuffix(".parquet"): item["statuses"] for item in objects}
 
-def finish(run: Run, log: PlanLog, receipts: Iterable[Receipt] = ()) -> Manifest:
+
+def finish(run: Run, log: PlanLog, receipts: Iterable[Receipt] = (), known: Manifest | None = None) -> Manifest:
     """Write the manifest of a run that has no chunk pending, then `_SUCCESS`, which names it.
 
-    Objects that neither an earlier manifest nor `receipts` (of this job's own commits) describe are read for their
-    digests. Raises IncompleteError while chunks are pending, AuditError when the stored manifest says something else.
+    Objects that neither an earlier manifest (`known`, if the caller has read one) nor `receipts` (of this job's own
+    commits) describe are read for their digests. Raises IncompleteError while chunks are pending, AuditError when the
+    stored manifest says something else.
     """
     totals = count_chunks(log)
     if totals.done_chunks < totals.chunks:
@@ -51,24 +65,26 @@ def finish(run: Run, log: PlanLog, receipts: Iterable[Receipt] = ()) -> Manifest
         raise IncompleteError(f"{pending} of {totals.chunks} chunks are pending in {run.uri}; run the command again")
     uri = _manifest_uri(run, log.newest)
     fail_at("manifest.counted")
-    if not storage.is_file(uri):
-        data = _manifest_json(run, log, _known_lines(run, log, receipts))
+    if known is not None and known.uri == uri:
+        manifest = known
+    elif storage.is_file(uri):
+        manifest = _read_manifest(uri)
+    else:
+        earlier = known or _find_earlier(run, log)
+        data = _manifest_json(run, log, _known_lines(earlier, receipts))
         fail_at("manifest.drafted")
         if not storage.put_if_absent(uri, data) and storage.read_bytes(uri) != data:
             raise AuditError(f"{uri} does not describe the objects that are there; run `fcn-ray audit`")
+        manifest = _describe(uri, data)
     fail_at("manifest.put")
-    manifest = _read_manifest(uri)
-    _announce(run)
+    _announce(run, manifest)
     return manifest
 
 
-def read_published(run_uri: str) -> dict[str, dict[str, int]]:
-    """Images by status of each chunk in the newest manifest, by chunk id; none before the first manifest."""
-    newest = _newest_manifest(run_uri)
-    if newest is None:
-        return {}
-    objects = _read_json(storage.join(run_uri, newest))["objects"]
-    return {item["name"].removeprefix("masks/").removesuffix(".parquet"): item["statuses"] for item in objects}
+def read_newest(run_uri: str) -> Manifest | None:
+    """The newest manifest; None before the first."""
+    name = _newest_manifest(run_uri)
+    return None if name is None else _read_manifest(storage.join(run_uri, name))
 
 
 def _newest_manifest(run_uri: str) -> str | None:
@@ -82,16 +98,21 @@ def _manifest_uri(run: Run, plan: int) -> str:
     return storage.join(run.uri, "manifests", f"{plan:06}.json")
 
 
-def _known_lines(run: Run, log: PlanLog, receipts: Iterable[Receipt]) -> dict[str, str]:
+def _find_earlier(run: Run, log: PlanLog) -> Manifest | None:
+    """The newest manifest before that of the log."""
+    earlier = (_manifest_uri(run, plan) for plan in range(log.newest - 1, -1, -1))
+    uri = next(filter(storage.is_file, earlier), None)
+    return None if uri is None else _read_manifest(uri)
+
+
+def _known_lines(earlier: Manifest | None, receipts: Iterable[Receipt]) -> dict[str, str]:
     """Name -> manifest line of what need not be read again."""
     lines = dict(_line(receipt) for receipt in receipts)
-    for plan in range(log.newest - 1, -1, -1):
-        uri = _manifest_uri(run, plan)
-        if storage.is_file(uri):
-            earlier = _read_json(uri)
-            items = earlier["files"] + earlier["objects"]
-            return lines | {item["name"]: json.dumps(item) for item in items}  # what is published stays as it is
-    return lines
+    if earlier is None:
+        return lines
+    found = _parse(earlier.uri, earlier.data)
+    items = found["files"] + found["objects"]
+    return lines | {item["name"]: json.dumps(item) for item in items}  # what is published stays as it is
 
 
 def _line(receipt: Receipt) -> tuple[str, str]:
@@ -139,14 +160,17 @@ def _list(name: str, lines: list[str]) -> str:
 
 
 def _read_manifest(uri: str) -> Manifest:
-    found = _read_json(uri)
-    sha256 = storage.digest(storage.read_bytes(uri))
-    return Manifest(uri, sha256, found["plan"], found["chunks"], found["rows"], dict(found["statuses"]))
+    return _describe(uri, storage.read_bytes(uri))
 
 
-def _read_json(uri: str) -> dict[str, Any]:
+def _describe(uri: str, data: bytes) -> Manifest:
+    found = _parse(uri, data)
+    return Manifest(uri, data, found["plan"], found["chunks"], found["rows"], dict(found["statuses"]))
+
+
+def _parse(uri: str, data: bytes) -> dict[str, Any]:
     try:
-        found: dict[str, Any] = json.loads(storage.read_bytes(uri))
+        found: dict[str, Any] = json.loads(data)
         missing = {"plan", "chunks", "rows", "statuses", "files", "objects"} - found.keys()
     except (ValueError, AttributeError) as error:
         raise AuditError(f"{uri} is damaged ({error}); run `fcn-ray audit`") from error
@@ -155,14 +179,14 @@ def _read_json(uri: str) -> dict[str, Any]:
     return found
 
 
-def _announce(run: Run) -> None:
+def _announce(run: Run, known: Manifest) -> None:
     """Point `_SUCCESS` at the newest manifest. It informs, and follows every later manifest, so it is replaced.
 
     A slow job may put an older manifest over a newer one that came in between, so it looks again after it has written:
     the last to write is then one that has seen the newest.
     """
     uri = storage.join(run.uri, "_SUCCESS")
-    while _said(uri) != (text := _success_text(run)):
+    while _said(uri) != (text := _success_text(run, known)):
         fail_at("success.drafted")
         storage.replace(uri, text)
         fail_at("success.replaced")
@@ -177,12 +201,13 @@ def _said(uri: str) -> bytes | None:
         return None
 
 
-def _success_text(run: Run) -> bytes:
-    """What `_SUCCESS` says of the newest manifest."""
+def _success_text(run: Run, known: Manifest) -> bytes:
+    """What `_SUCCESS` says of the newest manifest, which is `known` unless another job has put one since."""
     name = _newest_manifest(run.uri)
     if name is None:
         raise StorageError(f"{run.uri} has no manifest, though this job has put one")
-    manifest = _read_manifest(storage.join(run.uri, name))
+    uri = storage.join(run.uri, name)
+    manifest = known if known.uri == uri else _read_manifest(uri)
     totals = {"chunks": manifest.chunks, "rows": manifest.rows, "statuses": dict(manifest.statuses)}
     success = {"manifest": name, "sha256": manifest.sha256, "plan": manifest.plan, **totals}
     return f"{json.dumps(success, indent=1)}\n".encode()

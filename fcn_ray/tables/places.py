@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from fcn_ray import storage
 from fcn_ray.errors import FcnRayError, StorageError, redact_places
 from fcn_ray.storage.uris import scheme_of, split
-from fcn_ray.tables.inputs import folder_of, understand_input
+from fcn_ray.tables.inputs import Input, folder_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,10 +25,9 @@ class Places:
     prefixes: tuple[str, ...]
 
     @classmethod
-    def around(cls, input_uri: str, allowed: tuple[str, ...] = ()) -> Places:
+    def around(cls, where: Input, allowed: tuple[str, ...] = ()) -> Places:
         """The folder of the input (that of the file, when it is one) or its bucket, and `allowed` prefixes."""
-        found = understand_input(input_uri)
-        own = found.uri if found.kind in ("folder", "pattern") else folder_of(found.uri)
+        own = where.uri if where.kind in ("folder", "pattern") else folder_of(where.uri)
         return cls((_whole(own), *(storage.absolute(prefix) for prefix in allowed)))
 
     def beside(self, folder: str) -> Places:

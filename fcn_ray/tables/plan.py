@@ -30,7 +30,7 @@ from fcn_ray.tables.ahead import ReadAhead
 from fcn_ray.tables.chunks import Chunk, cut_chunks
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.contents import RowGroup, read_contents
-from fcn_ray.tables.inputs import locate_sources
+from fcn_ray.tables.inputs import locate_sources, understand_input
 from fcn_ray.tables.planfile import ChunkRef, PlanWriter, plan_uri
 from fcn_ray.tables.sources import Listing, Piece, Source, list_inputs
 
@@ -171,7 +171,7 @@ def _extend_once(
 
     With `returned`, for what came back by the plans up to that one, and its listing tells of nothing else.
     """
-    listing, locate = Listing(), locate_sources(input_uri)
+    listing, locate = Listing(), locate_sources(understand_input(input_uri))
     last = log.newest if returned is None else returned
     covered = heapq.merge(*(planfile.read_versions(log.run_uri, number) for number in range(1, last + 1)))
     is_retry = cache(partial(planfile.is_retry, log.run_uri))
@@ -296,3 +296,8 @@ def list_done(run_uri: str) -> Ids:
     """Sorted ids of the chunks in `masks/`, 32 bytes each, and one that is greater than all."""
     matches = (_MASKS_NAME.fullmatch(entry.path) for entry in storage.list_files(storage.join(run_uri, "masks")))
     return np.fromiter(chain((match[1] for match in matches if match), ["~"]), dtype="S32")
+
+
+def is_done(done: Ids, chunk_id: str) -> bool:
+    """Whether a chunk is among those that `list_done` gave."""
+    return bool(done[np.searchsorted(done, chunk_id.encode())] == chunk_id.encode())

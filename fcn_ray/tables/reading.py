@@ -30,7 +30,7 @@ from fcn_ray.tables.columns import (
     read_table_schema,
 )
 from fcn_ray.tables.cursor import read_slice
-from fcn_ray.tables.inputs import folder_of, locate_sources
+from fcn_ray.tables.inputs import Input, folder_of, locate_sources
 from fcn_ray.tables.pickles import check_environment, read_footer
 from fcn_ray.tables.places import Places
 from fcn_ray.tables.sources import Piece
@@ -42,13 +42,13 @@ _TAR_BUFFER = 64 << 10, 8 << 20
 """Fewest and most bytes that are read of a tar at a time: a chunk's images lie side by side in it."""
 
 
-def read_rows(input_uri: str, pieces: Sequence[Piece], columns: Columns, allowed: tuple[str, ...] = ()) -> pa.Table:
+def read_rows(where: Input, pieces: Sequence[Piece], columns: Columns, allowed: tuple[str, ...] = ()) -> pa.Table:
     """The rows of a chunk's pieces, in order: exactly as many as the pieces say, whatever is bad.
 
     Paths and links lead below the input, or below an `allowed` prefix, or their rows are `unreadable`.
     """
     check_environment()
-    locate, places = locate_sources(input_uri), Places.around(input_uri, allowed)
+    locate, places = locate_sources(where), Places.around(where, allowed)
 
     def read(piece: Piece) -> pa.Table:
         if piece.kind == "image":

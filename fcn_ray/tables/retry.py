@@ -14,21 +14,33 @@ from fcn_ray import storage
 from fcn_ray.config import ChunkConfig
 from fcn_ray.errors import AuditError
 from fcn_ray.tables import plan, planfile
-from fcn_ray.tables.manifest import read_published
 from fcn_ray.tables.plan import PlanLog, Put, put_plan, read_log, read_states
-from fcn_ray.tables.planfile import ChunkRef, Place, PlanWriter
+from fcn_ray.tables.planfile import ChunkRef, PlanWriter
 from fcn_ray.tables.sources import Piece
 from fcn_ray.tables.statuses import Key, read_rows
-from fcn_ray.tables.superseded import find_superseded
+from fcn_ray.tables.superseded import Superseded, find_superseded
+
+Published = Mapping[str, Mapping[str, int]]
+"""Images by status of each chunk, by chunk id, as a manifest says."""
+
+NOTHING: Published = {}
 
 
 def plan_retries(
-    log: PlanLog, statuses: Collection[str], limits: ChunkConfig, put: Put = storage.put_if_absent
+    log: PlanLog,
+    statuses: Collection[str],
+    limits: ChunkConfig,
+    put: Put = storage.put_if_absent,
+    published: Published = NOTHING,
 ) -> PlanLog:
-    """Plan all current rows once more that are done with one of these statuses, and return the log with them."""
+    """Plan all current rows once more that are done with one of these statuses, and return the log with them.
+
+    Chunks of which `published` does not tell are read.
+    """
     while True:
         superseded = find_superseded(log.run_uri, log.newest)
-        pieces = list(islice(find_failed(log.run_uri, log.newest, statuses, superseded), plan.MAX_PLAN_PIECES))
+        failed = find_failed(log.run_uri, log.newest, statuses, superseded, published)
+        pieces = list(islice(failed, plan.MAX_PLAN_PIECES))
         if not pieces:
             return log
         draft = PlanWriter(retry=log.newest + 1)
@@ -43,19 +55,23 @@ def plan_retries(
 
 
 def find_failed(
-    run_uri: str, newest: int, statuses: Collection[str], superseded: Mapping[str, Sequence[Place]]
+    run_uri: str,
+    newest: int,
+    statuses: Collection[str],
+    superseded: Superseded,
+    published: Published = NOTHING,
 ) -> Iterator[Piece]:
     """Rows of the plans up to `newest` that are done with one of `statuses` and not `superseded`, by what is done or
     not.
 
-    Rows of a table that follow one another are one piece.
+    Rows of a table that follow one another are one piece. Chunks of which `published` does not tell are read.
     """
-    published = read_published(run_uri)
-    done = (ref for ref, is_done in read_states(run_uri, newest) if is_done)
+    states = read_states(run_uri, newest)
+    done = (ref for ref, is_done in states if is_done and not superseded.has_all(ref.chunk_id))
     bad = (ref for ref in done if ref.chunk_id not in published or published[ref.chunk_id].keys() & set(statuses))
     refs, same = tee(bad)
     for ref, rows in zip(refs, read_rows(run_uri, (ref.chunk_id for ref in same)), strict=True):
-        past = {(place.path, row) for place in superseded.get(ref.chunk_id, ()) for row in place.rows}
+        past = {(place.path, row) for place in superseded.parts.get(ref.chunk_id, ()) for row in place.rows}
         wanted = {key for key, status in rows.items() if status in statuses} - past
         if wanted:
             yield from _pieces(run_uri, ref, wanted)

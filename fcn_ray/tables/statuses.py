@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from fcn_ray import storage
 from fcn_ray.errors import AuditError
 from fcn_ray.tables import schema
-from fcn_ray.tables.planfile import Place
+from fcn_ray.tables.superseded import Superseded
 
 _READERS = 16
 """Threads that read mask files."""
@@ -37,18 +37,20 @@ def count_current(
     run_uri: str,
     totals: Mapping[str, int],
     published: Mapping[str, Mapping[str, int]],
-    superseded: Mapping[str, Sequence[Place]],
+    superseded: Superseded,
 ) -> dict[str, int]:
-    """Rows by status, of the `totals` of a run, without those that are superseded; `published` as manifests say."""
+    """Rows by status, of the `totals` of a run, without those that are superseded; `published` is of all its chunks."""
     counts, mixed = Counter(totals), []
-    for name, places in superseded.items():
-        statuses = list(published.get(name, ()))
-        if len(statuses) == 1:
-            counts[statuses[0]] -= sum(place.n_rows for place in places)
+    for name, n_rows in superseded.rows.items():
+        statuses = published[name]
+        if superseded.has_all(name):
+            counts.subtract(statuses)
+        elif len(statuses) == 1:
+            counts[next(iter(statuses))] -= n_rows
         else:
             mixed.append(name)
     for name, rows in zip(mixed, read_rows(run_uri, mixed), strict=True):
-        for place in superseded[name]:
+        for place in superseded.parts[name]:
             counts.subtract(rows[place.path, row] for row in place.rows)
     return {status: count for status, count in sorted(counts.items()) if count}
 

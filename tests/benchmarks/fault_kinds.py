@@ -162,7 +162,7 @@ def _in_store(trial: Trial) -> s3.Shim:
     """Input and output in an S3 server of the trial's own."""
     import boto3
 
-    from fcn_ray.storage import s3 as requests
+    from fcn_ray.storage import s3 as module
 
     address, shim = trial.stack.enter_context(s3.serving())
     trial.environment |= {
@@ -171,9 +171,9 @@ def _in_store(trial: Trial) -> s3.Shim:
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_REGION": "us-east-1",
     }
-    trial.stack.callback(requests.forget)
+    trial.stack.callback(module.forget)
     trial.stack.enter_context(patch.dict(os.environ, trial.environment))
-    requests.forget()
+    module.forget()
     bucket = boto3.resource("s3").Bucket(s3.BUCKET)
     bucket.create()
     trial.stack.callback(bucket.delete)  # servers of one process share their buckets

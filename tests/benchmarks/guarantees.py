@@ -47,12 +47,13 @@ def theirs(bundle: str, images: str, out: str) -> dict[str, float]:
     from fcn_ray.config import ChunkConfig
     from fcn_ray.inference.stages import DecodeImages, ReadChunks, finish_rows
     from fcn_ray.tables.columns import Columns
+    from fcn_ray.tables.inputs import understand_input
     from fcn_ray.tables.plan import extend_plan, pending_chunks
     from tests.benchmarks.null_model import NullPredictor
 
     labels = load_bundle(bundle).labels
     log = extend_plan(f"{out}/plan", images, ChunkConfig(), Columns())
-    read, decode = ReadChunks(f"{out}/plan", images, Columns()), DecodeImages(100_000_000)
+    read, decode = ReadChunks(f"{out}/plan", understand_input(images), Columns()), DecodeImages(100_000_000)
     cluster.connect(cpus=2)
     options = ray.data.DataContext.get_current()
     options.target_max_block_size = None

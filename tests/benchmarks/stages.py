@@ -34,6 +34,7 @@ from fcn_ray.inference.predictor import Predictor, decode_pixels
 from fcn_ray.inference.stages import DecodeImages, ReadChunks, finish_rows
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.commit import commit_chunk
+from fcn_ray.tables.inputs import understand_input
 from fcn_ray.tables.plan import extend_plan, pending_chunks
 from fcn_ray.tables.runs import open_run
 
@@ -53,7 +54,11 @@ def run_stages(bundle: Bundle, images: str, work: Path, precision: Any) -> tuple
     run = open_run(str(work), images, {"model": bundle.digest}, bundle.labels, {})
     with stage("plan"):
         log = extend_plan(run.uri, images, ChunkConfig(), Columns())
-    read, decode, limits = ReadChunks(run.uri, images, Columns()), DecodeImages(10**8), Limits(20, 4 * 10**9)
+    read, decode, limits = (
+        ReadChunks(run.uri, understand_input(images), Columns()),
+        DecodeImages(10**8),
+        Limits(20, 4 * 10**9),
+    )
     predictor = Predictor(bundle.folder, bundle.digest, SETTINGS, precision)
     network = _compile(bundle, precision)
     for chunk in pending_chunks(log):

@@ -21,6 +21,7 @@ from fcn_ray.inference.stages import (
 )
 from fcn_ray.tables import schema
 from fcn_ray.tables.columns import Columns
+from fcn_ray.tables.inputs import understand_input
 from fcn_ray.tables.manifest import Manifest, finish
 from fcn_ray.tables.plan import extend_plan, pending_chunks
 from fcn_ray.tables.runs import open_run
@@ -54,7 +55,7 @@ def label(
     run = open_run(str(output), str(input), {"model": "zeros"}, LABELS)
     log = extend_plan(run.uri, run.input, ChunkConfig(rows=50), columns)
     meanwhile()
-    read, decode = ReadChunks(run.uri, run.input, columns), DecodeImages(MAX_PIXELS)
+    read, decode = ReadChunks(run.uri, understand_input(run.input), columns), DecodeImages(MAX_PIXELS)
     commit = CommitChunks(run, LABELS, "zeros")
     receipts = [
         receipt

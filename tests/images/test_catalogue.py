@@ -243,6 +243,7 @@ _CHILD = """
 import json, pickle, resource, sys, time, warnings
 from fcn_ray.images.codec import ImageError, decode_image
 from fcn_ray.tables.columns import Columns
+from fcn_ray.tables.inputs import Input
 from fcn_ray.tables.reading import read_rows
 from fcn_ray.tables.sources import Piece
 
@@ -263,7 +264,7 @@ decode(cases[-1])
 before = peak()
 statuses = [decode(data) for data in cases]
 pictures = peak()
-rows = read_rows(folder, [Piece(name, version, "parquet", 0, 6, 1)], Columns())
+rows = read_rows(Input("folder", folder), [Piece(name, version, "parquet", 0, 6, 1)], Columns())
 print(json.dumps([statuses, rows["source_error"].to_pylist(), pictures - before, peak() - before]))
 """
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from fcn_ray import storage
 from fcn_ray.config import ChunkConfig
 from fcn_ray.errors import (
     FcnRayError,
@@ -27,13 +30,15 @@ from fcn_ray.inference.frames import Overdue, receive_frame, send_error
 from fcn_ray.inference.isolation import prepare_apart
 from fcn_ray.inference.limits import Limits
 from fcn_ray.inference.stages import PIXELS, DecodeImages, ReadChunks
-from fcn_ray.storage.requests import Missing
+from fcn_ray.storage.answers import Missing
 from fcn_ray.tables import schema
 from fcn_ray.tables.columns import Columns
+from fcn_ray.tables.inputs import Input, understand_input
 from fcn_ray.tables.plan import extend_plan, pending_chunks, read_chunk
 from fcn_ray.tables.reading import read_rows
 from fcn_ray.tables.sources import Piece
 from tests.inference import poisoning
+from tests.s3 import Shim
 from tests.tables.archives import tar
 
 LIMITS = Limits(seconds=3, memory=500_000_000)
@@ -51,7 +56,7 @@ def _pieces(folder: Path, columns: Columns) -> list[Piece]:
 
 
 def _reading(input_uri: str, columns: Columns = Columns()) -> ReadChunks:  # noqa: B008
-    return ReadChunks("run", input_uri, columns)
+    return ReadChunks("run", Input("folder", input_uri), columns)
 
 
 def _image(value: int) -> bytes:
@@ -67,7 +72,7 @@ def test_rows_of_a_tar_one_by_one_are_those_of_the_chunk(tmp_path: Path) -> None
     pieces = read_chunk(log.run_uri, list(pending_chunks(log))[1])
     assert [(piece.first_row, piece.n_rows, piece.offset > 0) for piece in pieces] == [(3, 2, True)]
     rows = prepare_apart(_reading(f"{tmp_path}/in"), pieces, DECODE, LIMITS)
-    assert rows.to_pylist() == DECODE(read_rows(f"{tmp_path}/in", pieces, Columns())).to_pylist()
+    assert rows.to_pylist() == DECODE(read_rows(Input("folder", f"{tmp_path}/in"), pieces, Columns())).to_pylist()
     assert rows["key"].to_pylist() == ["3", "4"]
 
 
@@ -101,7 +106,7 @@ def test_a_picture_that_kills_hangs_or_fills_the_process_is_one_row(tmp_path: Pa
     errors = rows[schema.ERROR].to_pylist()
     assert errors[1] == "the process that decoded it, and nothing else, died (SIGSEGV)"
     assert errors[3] == "it was still being decoded after 3 seconds"
-    healthy = DECODE(read_rows(f"{tmp_path}/in", pieces, columns))
+    healthy = DECODE(read_rows(Input("folder", f"{tmp_path}/in"), pieces, columns))
     for row in (0, 2, 4, 5, 8):
         assert rows.slice(row, 1).select(healthy.column_names).to_pylist() == healthy.slice(row, 1).to_pylist()
     assert rows[PIXELS].null_count == 6
@@ -135,13 +140,36 @@ def test_what_a_decoder_prints_is_no_row(tmp_path: Path, monkeypatch: pytest.Mon
     assert rows[schema.STATUS].to_pylist() == ["ok"]
 
 
+@pytest.mark.s3
+def test_workers_ask_a_store_for_images_and_not_what_the_input_is(s3: Shim) -> None:
+    for value in range(3):
+        storage.put_if_absent(f"{s3.root}/in/{value}.png", _image(value))
+    log = extend_plan(f"{s3.root}/run", f"{s3.root}/in", ChunkConfig(), Columns())
+    read = pickle.loads(pickle.dumps(ReadChunks(log.run_uri, understand_input(f"{s3.root}/in"), Columns())))
+    (chunk,) = pending_chunks(log)
+    pieces = read_chunk(log.run_uri, chunk)
+
+    s3.fail("none")
+    rows = DECODE(read(pa.Table.from_pylist([asdict(chunk)])))
+    assert _asked(s3) == [("GET", f"/bucket/in/{value}.png") for value in range(3)]
+    s3.fail("none")
+    apart = prepare_apart(read, pieces, DECODE, LIMITS)
+    assert apart[PIXELS].to_pylist() == rows[PIXELS].to_pylist()
+    assert _asked(s3) == [("GET", f"/bucket/in/{value}.png") for value in range(3)]
+
+
+def _asked(store: Shim) -> list[tuple[str, str]]:
+    """Requests but those for the plan."""
+    return sorted((method, path) for method, path in store.seen if not path.startswith("/bucket/run/"))
+
+
 def test_a_store_out_of_reach_is_no_fault_of_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     monkeypatch.setenv("FCN_RAY_PATIENCE_SECONDS", "0.1")
     piece = Piece("a.png", "1", "image", 0, 1, 100)
-    with pytest.raises(OutOfReachError, match=r"s3://bucket/in: the store cannot be reached"):
+    with pytest.raises(OutOfReachError, match=r"s3://bucket/in/a.png: the store cannot be reached"):
         prepare_apart(_reading("s3://bucket/in"), [piece], DECODE, LIMITS)
 
 

@@ -24,6 +24,7 @@ from fcn_ray.inference.preparing import PrepareChunks
 from fcn_ray.inference.stages import CommitChunks, DecodeImages, ReadChunks
 from fcn_ray.tables.audit import audit
 from fcn_ray.tables.columns import Columns
+from fcn_ray.tables.inputs import understand_input
 from fcn_ray.tables.plan import extend_plan, pending_chunks
 from fcn_ray.tables.runs import open_run
 from tests import pictures
@@ -93,7 +94,9 @@ def test_poison_for_the_network_is_one_row_each(tmp_path: Path, tiny_bundle: Pat
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     dataset = build_pipeline(
         list(pending_chunks(log)),
-        PrepareChunks(ReadChunks(run.uri, run.input, Columns()), DecodeImages(10**6), Limits(60, 2**31)),
+        PrepareChunks(
+            ReadChunks(run.uri, understand_input(run.input), Columns()), DecodeImages(10**6), Limits(60, 2**31)
+        ),
         Actors(_MortalPredictor, arguments, 1, settings),
         CommitChunks(run, bundle.labels, bundle.digest),
         0.5,

@@ -18,6 +18,7 @@ from fcn_ray.inference.preparing import PrepareChunks
 from fcn_ray.inference.stages import PIXELS, CommitChunks, DecodeImages, ReadChunks, finish_rows, read_receipts
 from fcn_ray.tables import schema
 from fcn_ray.tables.columns import Columns
+from fcn_ray.tables.inputs import Input, understand_input
 from fcn_ray.tables.plan import extend_plan, pending_chunks
 from fcn_ray.tables.reading import read_rows
 from fcn_ray.tables.runs import open_run
@@ -109,7 +110,7 @@ def test_a_carried_column_called_pixels_is_not_lost(tmp_path: Path) -> None:
     data = encode_image(np.zeros((4, 6, 3), np.uint8), "PNG")
     pq.write_table(pa.table({"image": pa.array([data], pa.binary()), "pixels": [24]}), tmp_path / "t.parquet")
     piece = Piece("t.parquet", storage.stat(f"{tmp_path}/t.parquet").version, "parquet", 0, 1, 0)
-    table = DecodeImages(10**6)(read_rows(str(tmp_path), [piece], Columns()))
+    table = DecodeImages(10**6)(read_rows(understand_input(str(tmp_path)), [piece], Columns()))
     assert table["input_pixels"].to_pylist() == [24]
     assert table[PIXELS].to_pylist() == [bytes(4 * 6 * 3)]
 
@@ -153,7 +154,7 @@ def test_read_to_commit_without_ray(tmp_path: Path) -> None:
     run = open_run(str(tmp_path / "out"), str(source), {"model": "m"}, pictures.LABELS)
     log = extend_plan(run.uri, run.input, ChunkConfig(rows=3), Columns())
     pending = list(pending_chunks(log))
-    read, decode = ReadChunks(run.uri, run.input, Columns()), DecodeImages(10**6)
+    read, decode = ReadChunks(run.uri, understand_input(run.input), Columns()), DecodeImages(10**6)
     commit = CommitChunks(run, pictures.LABELS, "m")
     for chunk in pending:
         table = decode(read(pa.Table.from_pylist([asdict(chunk)])))
@@ -174,7 +175,7 @@ def test_read_to_commit_without_ray(tmp_path: Path) -> None:
         (again,) = read_receipts(commit(table))
         assert not again.written
     assert list(pending_chunks(log)) == []
-    prepare = PrepareChunks(ReadChunks(run.uri, "gone", Columns()), decode, Limits(5, 10**9))
+    prepare = PrepareChunks(ReadChunks(run.uri, Input("file", "gone"), Columns()), decode, Limits(5, 10**9))
     for chunk in pending:  # as when another job was faster: no image is read again
         (found,) = read_receipts(commit(prepare(pa.Table.from_pylist([asdict(chunk)]))))
         assert (found.chunk_id, found.n_rows, found.written) == (chunk.chunk_id, chunk.n_rows, False)

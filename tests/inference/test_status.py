@@ -14,7 +14,7 @@ from fcn_ray import storage
 from fcn_ray.errors import StorageError, UnavailableError
 from fcn_ray.inference import status as module
 from fcn_ray.inference.status import JobStatus
-from fcn_ray.storage.requests import Passing, patiently
+from fcn_ray.storage.answers import Passing, patiently
 from fcn_ray.tables.lock import LOCK_SECONDS, RunLock
 from fcn_ray.tables.runs import Run
 from tests.tables.making import LABELS

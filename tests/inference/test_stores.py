@@ -12,7 +12,7 @@ import pytest
 
 from fcn_ray import storage
 from fcn_ray.images.codec import encode_image
-from fcn_ray.storage import requests
+from fcn_ray.storage import answers
 from fcn_ray.tables.audit import audit
 from tests.s3 import Shim, answer
 
@@ -64,7 +64,7 @@ def test_from_store_to_store(s3: Shim, tmp_path: Path, tiny_bundle: Path) -> Non
     assert refused.returncode == 9
     assert "SlowDown" in refused.stderr
     assert "the same command goes on" in refused.stderr
-    assert requests.PATIENCE_SECONDS >= 300
+    assert answers.PATIENCE_SECONDS >= 300
 
     s3.fail("none")
     last = _segment("--set", "max_bad_fraction=0.5")

@@ -24,7 +24,7 @@ from fcn_ray.labels import LabelSet
 from fcn_ray.models.card import write_card
 from fcn_ray.reports.console import log_plainly, plain_lines, print_lines
 from fcn_ray.reports.page import Picture, Table, render_page
-from fcn_ray.storage import s3 as requests
+from fcn_ray.storage import s3 as s3_store
 from fcn_ray.tables.audit import audit
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.plan import extend_plan
@@ -99,7 +99,7 @@ def test_every_key_has_its_row_and_no_place_of_its_own(s3: Shim, tmp_path: Path)
     assert all(path.startswith("/bucket") for _, path in s3.seen)
     assert all(path.startswith(os.fsencode(tmp_path / "out")) for path in _tree(tmp_path) - before)
     for key in keys:  # one by one: control characters have no place in the XML that deletes many
-        requests.delete(f"s3://bucket/in/{key}")
+        s3_store.delete(f"s3://bucket/in/{key}")
 
 
 # -------------------------------------------------------------------------------------------------- terminals and logs

@@ -17,8 +17,9 @@ from fcn_ray import storage
 from fcn_ray.config import ChunkConfig, SegmentConfig
 from fcn_ray.errors import ConfigError, StorageError
 from fcn_ray.inference.stages import DecodeImages
-from fcn_ray.storage import s3 as requests
+from fcn_ray.storage import s3 as s3_store
 from fcn_ray.tables.columns import Columns
+from fcn_ray.tables.inputs import understand_input
 from fcn_ray.tables.places import Places
 from fcn_ray.tables.plan import extend_plan, pending_chunks, read_chunk
 from fcn_ray.tables.reading import label_chunk, read_rows
@@ -41,7 +42,9 @@ def _rows(input: Path | str, allowed: tuple[str, ...] = ()) -> list[dict[str, An
     log = extend_plan(f"{input}-run", str(input), ChunkConfig(), Columns(carry="none"))
     tables = [
         label_chunk(
-            read_rows(str(input), read_chunk(log.run_uri, ref), Columns(carry="none"), allowed), ref.chunk_id, 1
+            read_rows(understand_input(str(input)), read_chunk(log.run_uri, ref), Columns(carry="none"), allowed),
+            ref.chunk_id,
+            1,
         )
         for ref in pending_chunks(log)
     ]
@@ -78,9 +81,9 @@ def hits(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
         monkeypatch.setenv("PORT", str(listener.getsockname()[1]))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{listener.getsockname()[1]}")
         monkeypatch.setenv("FCN_RAY_PATIENCE_SECONDS", "0")
-        requests.forget()
+        s3_store.forget()
         yield found
-        requests.forget()
+        s3_store.forget()
         listener.shutdown(socket.SHUT_RDWR)
 
 
@@ -140,7 +143,7 @@ def test_what_a_table_names_elsewhere_is_not_touched(
 
 
 def test_the_message_does_not_tell_whether_something_is_there(tmp_path: Path, secret: Path) -> None:
-    places = Places.around(str(tmp_path / "in"))
+    places = Places.around(understand_input(str(tmp_path / "in")))
     messages = []
     for name in ("face.png", "none.png"):
         with pytest.raises(StorageError) as caught:
@@ -152,7 +155,7 @@ def test_the_message_does_not_tell_whether_something_is_there(tmp_path: Path, se
 def test_a_folder_with_a_longer_name_is_another_one(tmp_path: Path) -> None:
     for name in ("in", "in2", "inner"):
         (tmp_path / name).mkdir()
-    places = Places.around(str(tmp_path / "in"))
+    places = Places.around(understand_input(str(tmp_path / "in")))
     assert places.resolve("a.png", str(tmp_path / "in" / "sub")) == f"{tmp_path}/in/sub/a.png"
     assert places.resolve(f"file://{tmp_path}/in/a.png", "x") == f"{tmp_path}/in/a.png"
     for name in ("../in2/a.png", "../inner/a.png", ".."):
@@ -254,8 +257,9 @@ def test_other_prefixes_are_another_run_and_none_is_the_old_one(tmp_path: Path) 
 
 @pytest.mark.parametrize("prefix", ["http://host/", "s3://key:secret@bucket/", "s3://bucket/a?X-Amz-Signature=aaaa"])
 def test_prefixes_are_places_that_can_be_read(tmp_path: Path, prefix: str) -> None:
+    where = understand_input(str(tmp_path))
     with pytest.raises(ConfigError) as caught:
-        Places.around(str(tmp_path), SegmentConfig(input="i", output="o", model="m", allow_paths=(prefix,)).allow_paths)
+        Places.around(where, SegmentConfig(input="i", output="o", model="m", allow_paths=(prefix,)).allow_paths)
     assert "secret" not in str(caught.value).replace("no secrets", "")
 
 

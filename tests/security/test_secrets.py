@@ -22,8 +22,8 @@ from fcn_ray import cluster, storage
 from fcn_ray.config import CheckConfig, SegmentConfig, TrainConfig
 from fcn_ray.config_text import load_config
 from fcn_ray.errors import ConfigError, FcnRayError, redact
-from fcn_ray.storage import requests as patience
-from fcn_ray.storage import s3 as s3_requests
+from fcn_ray.storage import answers
+from fcn_ray.storage import s3 as s3_store
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.schema import trim_error
 from fcn_ray.training.promotion import _command
@@ -159,7 +159,7 @@ def test_what_a_store_quotes_is_not_repeated(
         return [body]
 
     monkeypatch.setenv("FCN_RAY_PATIENCE_SECONDS", "0")
-    s3_requests.forget()
+    s3_store.forget()
     s3.fail("any", always=fault)
     with pytest.raises(FcnRayError) as caught:
         storage.read_bytes("s3://bucket/a.png")
@@ -168,7 +168,7 @@ def test_what_a_store_quotes_is_not_repeated(
         assert secret not in str(caught.value)
     s3.fail("none")
     monkeypatch.undo()
-    s3_requests.forget()
+    s3_store.forget()
 
 
 def test_an_address_that_does_not_answer_is_named_without_its_secrets(
@@ -178,11 +178,11 @@ def test_an_address_that_does_not_answer_is_named_without_its_secrets(
 
     def fail(uri: str) -> bytes:
         url = f"http://user:{canaries[1]}@host/key?X-Amz-Signature=canary-signature"
-        raise patience.Passing(f"the store cannot be reached ({EndpointConnectionError(endpoint_url=url)})")
+        raise answers.Passing(f"the store cannot be reached ({EndpointConnectionError(endpoint_url=url)})")
 
     monkeypatch.setenv("FCN_RAY_PATIENCE_SECONDS", "0")
     with pytest.raises(FcnRayError, match=r"http://\*\*\*@host/key\?X-Amz-Signature=\*\*\*") as caught:
-        patience.patiently("s3://bucket/key", lambda: fail("s3://bucket/key"))
+        answers.patiently("s3://bucket/key", lambda: fail("s3://bucket/key"))
     assert "canary-signature" not in str(caught.value)
 
 

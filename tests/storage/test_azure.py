@@ -11,7 +11,7 @@ import pytest
 
 from fcn_ray import storage
 from fcn_ray.errors import ConfigError, OutOfReachError, RefusedError, StorageError, UnavailableError, UnequippedError
-from fcn_ray.storage import azure, requests
+from fcn_ray.storage import answers, azure
 from tests import s3 as faults
 from tests.azure import Azure
 from tests.s3 import Fault, Shim, answer
@@ -21,7 +21,7 @@ URI = "az://bucket/folder/object"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requests, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(answers, "FIRST_PAUSE", 0.01)
 
 
 PASSING: dict[str, Fault] = {

@@ -19,7 +19,7 @@ import pytest
 
 from fcn_ray import storage
 from fcn_ray.errors import StorageError, UnavailableError
-from fcn_ray.storage import requests
+from fcn_ray.storage import answers
 from fcn_ray.storage.objects import STORES
 from tests import gcs
 from tests import s3 as faults
@@ -36,11 +36,11 @@ def uri(store: Shim) -> str:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requests, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(requests, "LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(answers, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(answers, "LONGEST_PAUSE", 0.05)
 
 
-def _requests(store: Shim) -> ModuleType:
+def _module(store: Shim) -> ModuleType:
     return STORES[store.scheme]
 
 
@@ -73,7 +73,7 @@ def test_replace_is_last_writer_wins_and_folders_can_be_removed(store: Shim, uri
 
 
 def test_a_folder_of_many_pages_can_be_removed(store: Shim, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_requests(store), "PAGE_KEYS", 3)
+    monkeypatch.setattr(_module(store), "PAGE_KEYS", 3)
     for index in range(10):
         storage.put_if_absent(f"{store.root}/in/{index}", b"")
     storage.remove_folder(f"{store.root}/in")
@@ -107,7 +107,7 @@ def test_listing_says_what_it_leaves_out(store: Shim) -> None:
 
 def _put_marker(store: Shim, key: str) -> None:
     """What consoles make when they are asked for a folder."""
-    client: Any = _requests(store)._client()
+    client: Any = _module(store)._client()
     if store.scheme == "s3":
         client.put_object(Bucket="bucket", Key=key)
     elif store.scheme == "gs":
@@ -125,11 +125,11 @@ def test_removing_a_folder_leaves_the_object_of_its_name(store: Shim) -> None:
 
 
 def test_what_is_not_there_can_be_deleted(store: Shim, uri: str) -> None:
-    _requests(store).delete(uri)
+    _module(store).delete(uri)
 
 
 def test_a_long_listing_comes_page_by_page(store: Shim, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_requests(store), "PAGE_KEYS", 3)
+    monkeypatch.setattr(_module(store), "PAGE_KEYS", 3)
     for index in range(10):
         storage.put_if_absent(f"{store.root}/in/{index}", b"")
     store.fail("GET", answer("500 Internal Server Error", "InternalError"))
@@ -206,6 +206,36 @@ def test_threads_share_one_client(store: Shim, uri: str) -> None:
     assert len(list(storage.list_files(store.root))) == 16
 
 
+MAKERS = {
+    "s3": "boto3.session.Session.client",
+    "gs": "google.cloud.storage.Client",
+    "az": "azure.storage.blob.BlobServiceClient.from_connection_string",
+}
+"""What makes a client."""
+
+
+@pytest.mark.parametrize("scheme", MAKERS)
+def test_threads_that_come_at_once_make_one_client(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[object] = []
+    together = threading.Barrier(20)
+
+    def make(*_: object, **__: object) -> object:
+        time.sleep(0.05)
+        made.append(object())
+        return made[-1]
+
+    def come(_: int) -> Any:
+        together.wait()
+        return STORES[scheme]._client()
+
+    monkeypatch.setenv(*ADDRESSES[scheme])
+    monkeypatch.setattr(MAKERS[scheme], make)
+    STORES[scheme].forget()
+    with ThreadPoolExecutor(20) as pool:
+        assert list(pool.map(come, range(20))) == made * 20
+    STORES[scheme].forget()
+
+
 @pytest.mark.parametrize("ask", [storage.stat, storage.read_bytes, storage.open_file], ids=lambda f: f.__name__)
 def test_a_missing_object_is_a_storage_error(store: Shim, ask: Callable[[str], Any]) -> None:
     with pytest.raises(StorageError, match=f"{store.root}/none does not exist"):
@@ -244,8 +274,8 @@ def test_what_passes_is_tried_again(store: Shim, uri: str, quick: None, fault: F
 def test_a_store_that_stalls_is_asked_again(
     store: Shim, uri: str, quick: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_requests(store), "READ_SECONDS", 1.5)
-    _requests(store).forget()
+    monkeypatch.setattr(_module(store), "READ_SECONDS", 1.5)
+    _module(store).forget()
     store.fail(store.put, faults.stall(30))
     start = time.monotonic()
     assert storage.put_if_absent(uri, b"data")
@@ -309,8 +339,8 @@ def test_an_object_of_another_length_is_no_success(store: Shim, uri: str) -> Non
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """The pauses that were made; they pass on a clock of their own, on which requests take no time."""
     pauses: list[float] = []
-    monkeypatch.setattr(requests, "monotonic", lambda: sum(pauses))
-    monkeypatch.setattr(requests, "sleep", pauses.append)
+    monkeypatch.setattr(answers, "monotonic", lambda: sum(pauses))
+    monkeypatch.setattr(answers, "sleep", pauses.append)
     return pauses
 
 
@@ -320,7 +350,7 @@ def test_a_storm_is_sat_out_with_growing_random_pauses(gs: Shim, clock: list[flo
 
     gs.fail("POST", always=calm_after_nine_minutes)
     assert storage.put_if_absent(f"{gs.root}/object", b"data")
-    assert max(clock) <= requests.LONGEST_PAUSE
+    assert max(clock) <= answers.LONGEST_PAUSE
     assert len(set(clock)) == len(clock) > 30
     assert sum(clock[:6]) < 20 < sum(clock[-15:])
 
@@ -344,12 +374,12 @@ ADDRESSES = {
 def test_no_server_there(store: Shim, uri: str, quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(*ADDRESSES[store.scheme])
     monkeypatch.setenv("FCN_RAY_PATIENCE_SECONDS", "0.1")
-    _requests(store).forget()
+    _module(store).forget()
     with pytest.raises(UnavailableError, match=r"cannot be reached.*127\.0\.0\.1"):
         storage.read_bytes(uri)
 
 
 def test_what_clients_say_is_passed_on_without_signatures() -> None:
     said = ValueError("\n GET https://a.b/c?sv=1&sig=secret failed \nRequestId: 1")
-    assert requests.first_line(said) == "GET https://a.b/c?... failed"
-    assert requests.first_line(ValueError()) == "ValueError"
+    assert answers.first_line(said) == "GET https://a.b/c?... failed"
+    assert answers.first_line(ValueError()) == "ValueError"

@@ -12,9 +12,9 @@ import pytest
 
 from fcn_ray import storage
 from fcn_ray.errors import RefusedError, StorageError, UnavailableError
-from fcn_ray.storage import requests
-from fcn_ray.storage import s3 as s3_requests
-from fcn_ray.storage.requests import Missing
+from fcn_ray.storage import answers
+from fcn_ray.storage import s3 as s3_store
+from fcn_ray.storage.answers import Missing
 from tests.s3 import Fault, Shim, answer
 
 pytestmark = pytest.mark.s3
@@ -24,8 +24,8 @@ URI = "s3://bucket/folder/object"
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requests, "FIRST_PAUSE", 0.01)
-    monkeypatch.setattr(requests, "LONGEST_PAUSE", 0.05)
+    monkeypatch.setattr(answers, "FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(answers, "LONGEST_PAUSE", 0.05)
 
 
 PASSING: dict[str, Fault] = {
@@ -104,7 +104,7 @@ def test_no_credentials(s3: Shim, tmp_path, monkeypatch: pytest.MonkeyPatch) -> 
     for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
         monkeypatch.setenv(name, str(tmp_path / "none"))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    s3_requests.forget()
+    s3_store.forget()
     with pytest.raises(RefusedError, match="no credentials found: set AWS_ACCESS_KEY_ID"):
         storage.read_bytes(URI)
 
@@ -112,7 +112,7 @@ def test_no_credentials(s3: Shim, tmp_path, monkeypatch: pytest.MonkeyPatch) -> 
 def test_the_more_special_endpoint_counts(s3: Shim, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL_S3", os.environ["AWS_ENDPOINT_URL"])
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    s3_requests.forget()
+    s3_store.forget()
     assert storage.put_if_absent(URI, b"data")
 
 
@@ -135,7 +135,7 @@ def test_bodies_are_sent_as_they_are(s3: Shim) -> None:
 def test_the_region_of_the_environment_counts(s3: Shim, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-west-1")
     monkeypatch.setenv("AWS_REGION", "eu-north-1")
-    s3_requests.forget()
+    s3_store.forget()
     seen: list[str] = []
 
     def look(app: Any, environ: dict[str, Any], start_response: Callable[..., Any]) -> Any:

@@ -16,6 +16,7 @@ from fcn_ray.labels import LabelSet
 from fcn_ray.tables import schema
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.commit import commit_chunk
+from fcn_ray.tables.inputs import understand_input
 from fcn_ray.tables.manifest import finish
 from fcn_ray.tables.plan import PlanLog, extend_plan, pending_chunks, read_chunk
 from fcn_ray.tables.planfile import ChunkRef
@@ -52,7 +53,9 @@ def write_table(path: Path, rows: int, group: int = 4, **columns: Any) -> Path:
 
 def result_rows(run: Run, ref: ChunkRef, columns: Columns, **changes: Any) -> pa.Table:
     """What the pipeline would make of a chunk: masks of class 1, unless `changes` has other columns."""
-    read = label_chunk(read_rows(run.input, read_chunk(run.uri, ref), columns), ref.chunk_id, ref.plan)
+    read = label_chunk(
+        read_rows(understand_input(run.input), read_chunk(run.uri, ref), columns), ref.chunk_id, ref.plan
+    )
     made = result_columns(run, read.num_rows) | changes
     types = {field.name: field.type for field in schema.result_schema(LABELS)}
     kept = {name: read[name] for name in read.column_names}

@@ -523,6 +523,12 @@ def test_damage_to_rows_is_found(committed: Run, name: str) -> None:
     assert _kinds(committed) == {kind}
 
 
+def test_a_mask_file_that_was_written_again_is_found(finished: Run) -> None:
+    """Whole and right in itself, and as many rows by status as before: only the digest of the first tells."""
+    _edit_rows(**_mask(png(2, "L")), class_pixels=[0, 0, HEIGHT * WIDTH])(finished)
+    assert _kinds(finished) == {"digest"}
+
+
 @pytest.mark.parametrize("name", PLAN_DAMAGE)
 def test_damage_to_a_plan_is_found(committed: Run, name: str) -> None:
     damage, kinds = PLAN_DAMAGE[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from fcn_ray.tables.manifest import finish
 from fcn_ray.tables.plan import pending_chunks, read_log
 from fcn_ray.tables.planfile import Place
 from fcn_ray.tables.runs import open_run
-from fcn_ray.tables.superseded import find_superseded
+from fcn_ray.tables.superseded import Superseded, find_superseded
 from tests.s3 import Shim
 from tests.tables.archives import write_tar
 from tests.tables.making import (
@@ -35,6 +36,7 @@ from tests.tables.making import (
     LABELS,
     commit_pending,
     finished_run,
+    png,
     result_rows,
     start_run,
     write_images,
@@ -298,13 +300,43 @@ def test_superseded_is_what_a_table_of_rows_says(
         )
         patch.setattr(planfile, "is_retry", lambda run, number: number in retries)
         found = find_superseded("run", 4, lambda chunk_id: chunk_id not in ignored)
-    listed = [
+    parts = [
         (name, row)
-        for name, parts in found.items()
+        for name, parts in found.parts.items()
         for part in parts
         for row in range(part.first_row, part.first_row + part.n_rows)
     ]
-    assert (len(set(listed)), set(listed)) == (len(listed), expected)
+    whole = [(place.chunk_id, row) for place in places if found.has_all(place.chunk_id) for row in rows_of[place]]
+    assert (len(set(parts)), set(parts) | set(whole)) == (len(parts), expected)
+    assert found.rows == Counter(name for name, _ in expected)
+    assert found.parts.keys() == found.rows.keys() - {
+        place.chunk_id for place in places if set(_rows(place)) <= expected
+    }
+
+
+def _rows(place: Place) -> list[tuple[str, int]]:
+    return [(place.chunk_id, row) for row in place.rows]
+
+
+def test_a_chunk_that_is_superseded_as_a_whole_is_one_count(tmp_path: Path) -> None:
+    """Chunks of three images and of three rows of a table; of each, one is uploaded again as a whole, or shorter."""
+    write_images(tmp_path / "in", *(f"{name}.png" for name in "abcdefghi"))
+    write_table(tmp_path / "in" / "t.parquet", 9)
+    run, _ = start_run(tmp_path)
+    first = [ref.chunk_id for refs in planfile.read_refs(run.uri, 1) for ref in refs]
+    for name in "abceg":
+        (tmp_path / "in" / f"{name}.png").write_bytes(png(50, size=(5, 5)))
+    start_run(tmp_path)
+    second = [ref.chunk_id for refs in planfile.read_refs(run.uri, 2) for ref in refs]
+    assert find_superseded(run.uri, 2, lambda name: name != first[1]) == Superseded(
+        {first[0]: 3, first[2]: 1}, {first[2]: [Place("g.png", 0, 1, 1, first[2])]}
+    )
+    write_table(tmp_path / "in" / "t.parquet", 5)
+    (tmp_path / "in" / "a.png").write_bytes(png(60, size=(6, 6)))
+    start_run(tmp_path)
+    found = find_superseded(run.uri, 3)
+    assert found.rows == dict.fromkeys([first[0], *first[3:]], 3) | {first[1]: 1, first[2]: 1, second[0]: 1}
+    assert found.parts.keys() == {first[1], first[2], second[0]}
 
 
 # ----------------------------------------------------------------------------------------------------------- which run

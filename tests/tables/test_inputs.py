@@ -6,7 +6,7 @@ from fcn_ray import storage
 from fcn_ray.config import ChunkConfig
 from fcn_ray.errors import ConfigError, UnavailableError
 from fcn_ray.tables.columns import Columns
-from fcn_ray.tables.inputs import absolute_input, check_input, locate_sources, reaches_into
+from fcn_ray.tables.inputs import absolute_input, check_input, locate_sources, reaches_into, understand_input
 from fcn_ray.tables.plan import extend_plan, pending_chunks, preview_plan, read_chunk
 from fcn_ray.tables.reading import read_rows
 from fcn_ray.tables.runs import open_run
@@ -44,7 +44,7 @@ def test_a_run_over_a_pattern_keeps_the_pattern_and_finds_its_files(
     assert preview_plan(run.uri, run.input, ChunkConfig(), Columns()).rows == 2
     log = extend_plan(run.uri, run.input, ChunkConfig(), Columns())
     (chunk,) = pending_chunks(log)
-    rows = read_rows(run.input, read_chunk(run.uri, chunk), Columns()).to_pylist()
+    rows = read_rows(understand_input(run.input), read_chunk(run.uri, chunk), Columns()).to_pylist()
     assert [(row["image_id"], row["image"]) for row in rows] == [
         (name, (tmp_path / "in" / name).read_bytes()) for name in ("a/1.png", "b/2.png")
     ]
@@ -56,7 +56,7 @@ def test_a_run_over_a_pattern_keeps_the_pattern_and_finds_its_files(
 def test_what_really_has_that_name_comes_before_a_pattern(tmp_path: Path) -> None:
     write_images(tmp_path, "a[1]/x.png", "a1/y.png", "b?.png", "bc.png")
     assert _paths(f"{tmp_path}/a[1]") == ["x.png"]
-    assert locate_sources(f"{tmp_path}/a[1]")("x.png") == f"{tmp_path}/a[1]/x.png"
+    assert locate_sources(understand_input(f"{tmp_path}/a[1]"))("x.png") == f"{tmp_path}/a[1]/x.png"
     assert _paths(f"{tmp_path}/b?.png") == ["b?.png"]
     assert _paths(f"{tmp_path}/a[1]/*.png") == ["a1/y.png"], "of a part alone it is not asked"
     assert _paths(f"{tmp_path}/a[[]1]/*.png") == ["a[1]/x.png"]
@@ -109,7 +109,7 @@ def test_patterns_of_a_store(s3: Shim) -> None:
     uri = "S3://bucket/2024-*/cam?/*.png"
     assert absolute_input(uri) == "s3://bucket/2024-*/cam?/*.png"
     assert _paths(uri) == ["2024-1/cam1/a.png", "2024-1/cam1/b.png"]
-    assert locate_sources(absolute_input(uri))("2024-1/cam1/a.png") == "s3://bucket/2024-1/cam1/a.png"
+    assert locate_sources(understand_input(absolute_input(uri)))("2024-1/cam1/a.png") == "s3://bucket/2024-1/cam1/a.png"
     assert _paths("s3://bucket/x?") == ["a.png"]
     for signed in ("s3://bucket/a.png?X-Amz-Signature=12/3", "s3://bucket/*.png?versionId=1"):
         with pytest.raises(ConfigError, match=r"png\?\.\.\.: give the plain URI") as error:
@@ -140,8 +140,8 @@ def test_a_list_names_its_files_which_are_planned_by_name(tmp_path: Path) -> Non
     assert list(found) == sorted([far, "in/_d/.e.jpg", "in/a b.png", "in/b.png", "t.parquet"])
     assert listing.skipped == {"(listed twice)": 2, ".md": 1}
     assert found[far] == storage.stat(far).version
-    assert locate_sources(uri)("in/b.png") == f"{tmp_path}/in/b.png"
-    assert locate_sources(uri)(far) == far
+    assert locate_sources(understand_input(uri))("in/b.png") == f"{tmp_path}/in/b.png"
+    assert locate_sources(understand_input(uri))(far) == far
 
 
 def test_a_run_over_a_list_takes_what_is_added_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +155,7 @@ def test_a_run_over_a_list_takes_what_is_added_to_it(tmp_path: Path, monkeypatch
     rows = [
         row
         for ref in pending_chunks(log)
-        for row in read_rows(run.input, read_chunk(run.uri, ref), Columns()).to_pylist()
+        for row in read_rows(understand_input(run.input), read_chunk(run.uri, ref), Columns()).to_pylist()
     ]
     assert [(row["path"], row["row"], row["source_error"]) for row in rows] == [
         *[("c.png", 0, None), (f"file://{tmp_path}/b.png", 0, None)],

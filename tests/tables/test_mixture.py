@@ -15,6 +15,7 @@ from fcn_ray.config import ChunkConfig
 from fcn_ray.tables.audit import audit
 from fcn_ray.tables.audit_plans import check_coverage, check_plan
 from fcn_ray.tables.columns import Columns
+from fcn_ray.tables.inputs import understand_input
 from fcn_ray.tables.manifest import finish
 from fcn_ray.tables.plan import PlanLog, extend_plan, pending_chunks, read_chunk
 from fcn_ray.tables.reading import read_rows
@@ -107,7 +108,7 @@ def _fill(folder: Path, names: list[str]) -> dict[tuple[str, int], bytes]:
 def _read(log: PlanLog, root: Path) -> dict[tuple[str, int], bytes | None]:
     found: dict[tuple[str, int], bytes | None] = {}
     for ref in pending_chunks(log):
-        rows = read_rows(str(root), read_chunk(log.run_uri, ref), Columns()).to_pylist()
+        rows = read_rows(understand_input(str(root)), read_chunk(log.run_uri, ref), Columns()).to_pylist()
         assert len(rows) == ref.n_rows
         found |= {(row["path"], row["row"]): row["image"] if row["source_error"] is None else None for row in rows}
     assert len(found) == log.rows, "a row is there twice"

@@ -90,8 +90,8 @@ def test_an_object_that_is_named_after_its_writer_would_be_found(monkeypatch: py
 def test_a_success_that_goes_back_would_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a second look a slow job would leave _SUCCESS at an older manifest."""
 
-    def announce_once(run: Run) -> None:
-        storage.replace(f"{run.uri}/_SUCCESS", manifest._success_text(run))
+    def announce_once(run: Run, known: manifest.Manifest) -> None:
+        storage.replace(f"{run.uri}/_SUCCESS", manifest._success_text(run, known))
 
     monkeypatch.setattr(manifest, "_announce", announce_once)
     found = search(monkeypatch, "AB", 0)

@@ -17,6 +17,7 @@ from fcn_ray.storage import local
 from fcn_ray.tables import cells, cursor
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.contents import read_contents
+from fcn_ray.tables.inputs import understand_input
 from fcn_ray.tables.reading import label_chunk, read_rows
 from fcn_ray.tables.sources import Piece, Source
 from tests.tables.archives import tar, write_tar
@@ -31,7 +32,7 @@ def _piece(path: Path, first: int = 0, rows: int = 1) -> Piece:
 
 def _read(path: Path, first: int = 0, rows: int = 1, **columns: Any) -> list[Mapping[str, Any]]:
     rows_read: list[Mapping[str, Any]] = read_rows(
-        str(path.parent), [_piece(path, first, rows)], Columns(**columns)
+        understand_input(str(path.parent)), [_piece(path, first, rows)], Columns(**columns)
     ).to_pylist()
     return rows_read
 
@@ -57,7 +58,11 @@ def test_any_slice_of_a_table_is_those_rows(tmp_path: Path, data: st.DataObject)
 
 def test_a_chunk_of_files_and_its_labels(tmp_path: Path) -> None:
     write_images(tmp_path, "a.png", "b.png")
-    table = label_chunk(read_rows(str(tmp_path), [_piece(tmp_path / n) for n in ("a.png", "b.png")], Columns()), "c", 7)
+    table = label_chunk(
+        read_rows(understand_input(str(tmp_path)), [_piece(tmp_path / n) for n in ("a.png", "b.png")], Columns()),
+        "c",
+        7,
+    )
     assert table.schema.field("image").type == pa.large_binary()
     assert table.select(["chunk_id", "chunk_row", "chunk_rows", "plan", "image_id", "path", "row"]).to_pylist() == [
         {"chunk_id": "c", "chunk_row": i, "chunk_rows": 2, "plan": 7, "image_id": name, "path": name, "row": 0}
@@ -138,7 +143,9 @@ def test_files_are_read_several_at_once(tmp_path: Path, monkeypatch: pytest.Monk
     if as_paths:
         rows = _read(write_table(tmp_path / "t.parquet", 16, group=16, image=names), 0, 16)
     else:
-        rows = read_rows(str(tmp_path), [_piece(tmp_path / name) for name in names], Columns()).to_pylist()
+        rows = read_rows(
+            understand_input(str(tmp_path)), [_piece(tmp_path / name) for name in names], Columns()
+        ).to_pylist()
     assert [row["image"] for row in rows] == [(tmp_path / name).read_bytes() for name in names]
 
 
@@ -152,7 +159,7 @@ def test_any_slice_of_a_tar_is_those_images(tmp_path: Path, data: st.DataObject)
     at = data.draw(st.integers(0, first))
     offset = [group.offset for group in read_contents(str(path), Source("t.tar", "tar", 9, "1"), Columns())][at]
     piece = replace(_piece(path, first, rows), offset=offset, offset_row=at)
-    read = read_rows(str(tmp_path), [piece], Columns()).to_pylist()
+    read = read_rows(understand_input(str(tmp_path)), [piece], Columns()).to_pylist()
     assert [row["image"] for row in read] == [b"tar image %d" % row for row in range(first, first + rows)]
     assert [(row["image_id"], row["path"], row["row"], row["key"], row["source_error"]) for row in read] == [
         (f"t.tar#{row}", "t.tar", row, f"shard/{row:04}", None) for row in range(first, first + rows)
@@ -183,7 +190,7 @@ def test_a_tar_that_cannot_be_read_gives_its_rows_all_the_same(tmp_path: Path, f
         os.utime(path, ns=(status.st_mtime_ns, status.st_mtime_ns))
         if fate == "cut":
             piece = replace(piece, version=storage.stat(str(path)).version)
-    read = read_rows(str(tmp_path), [piece], Columns()).to_pylist()
+    read = read_rows(understand_input(str(tmp_path)), [piece], Columns()).to_pylist()
     good = [] if fate in {"gone", "changed"} else [b"tar image 1"]
     problem = "changed" if fate == "changed" else "unreadable"
     assert [_status(row) for row in read] == [(data, None) for data in good] + [(None, problem)] * (3 - len(good))
@@ -206,7 +213,7 @@ def test_files_that_are_gone_changed_or_huge(tmp_path: Path, monkeypatch: pytest
     (tmp_path / "gone.png").unlink()
     (tmp_path / "changed.png").write_bytes(b"other")
     monkeypatch.setattr(cells, "MAX_FILE_BYTES", 1000)
-    read = read_rows(str(tmp_path), pieces, Columns()).to_pylist()
+    read = read_rows(understand_input(str(tmp_path)), pieces, Columns()).to_pylist()
     assert [row["source_error"] for row in read] == ["unreadable", "changed", "too_big", None]
     assert [row["image"] is None for row in read] == [True, True, True, False]
     assert "the next run takes the new version" in read[1]["source_message"]
@@ -223,7 +230,7 @@ def test_a_file_that_changes_while_it_is_read_is_changed(tmp_path: Path, monkeyp
             return b"what was planned"
 
     monkeypatch.setattr(local, "open_file", Changing)
-    (row,) = read_rows(str(tmp_path), [piece], Columns()).to_pylist()
+    (row,) = read_rows(understand_input(str(tmp_path)), [piece], Columns()).to_pylist()
     assert _status(row) == (None, "changed")
 
 
@@ -239,7 +246,7 @@ def test_a_table_that_cannot_be_read_gives_its_rows_all_the_same(tmp_path: Path,
         status = path.stat()
         path.write_bytes(path.read_bytes()[:-9] + bytes(9))
         os.utime(path, ns=(status.st_mtime_ns, status.st_mtime_ns))
-    read = read_rows(str(tmp_path), [piece], Columns()).to_pylist()
+    read = read_rows(understand_input(str(tmp_path)), [piece], Columns()).to_pylist()
     expected = "changed" if fate == "changed" else "unreadable"
     assert [(row["row"], *_status(row)) for row in read] == [(row, None, expected) for row in range(2, 7)]
 
@@ -248,7 +255,7 @@ def test_a_table_whose_id_column_is_gone_is_changed(tmp_path: Path) -> None:
     path = write_table(tmp_path / "t.parquet", 3, key=["x", "y", "z"])
     piece = _piece(path, 0, 2)
     write_table(path, 3)
-    read = read_rows(str(tmp_path), [piece], Columns(id="key")).to_pylist()
+    read = read_rows(understand_input(str(tmp_path)), [piece], Columns(id="key")).to_pylist()
     assert [_status(row) for row in read] == [(None, "changed")] * 2
 
 
@@ -309,7 +316,7 @@ def test_of_a_large_row_group_only_the_part_that_is_wanted_is_loaded(
 
     monkeypatch.setattr(cursor, "_WHOLE_BYTES", whole)
     monkeypatch.setattr(storage, "open_file", lambda uri: opened.append(Counted(uri)) or opened[-1])
-    read = read_rows(str(tmp_path), [piece], Columns()).to_pylist()
+    read = read_rows(understand_input(str(tmp_path)), [piece], Columns()).to_pylist()
     assert [row["image"] for row in read] == images[:2]
     assert (sum(file.loaded for file in opened) > 11_000_000) == all_at_once
 

@@ -21,7 +21,8 @@ from fcn_ray.tables.audit_plans import find_kinds
 from fcn_ray.tables.chunks import chunk_id
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.current import read_masks
-from fcn_ray.tables.manifest import finish, read_published
+from fcn_ray.tables.inputs import understand_input
+from fcn_ray.tables.manifest import finish
 from fcn_ray.tables.plan import PlanLog, extend_plan, pending_chunks, read_chunk, read_log, read_states
 from fcn_ray.tables.planfile import PlanWriter, plan_uri
 from fcn_ray.tables.reading import read_rows as read_inputs
@@ -30,7 +31,7 @@ from fcn_ray.tables.runs import Run
 from fcn_ray.tables.schema import BAD_STATUSES, PASSING_STATUSES
 from fcn_ray.tables.sources import Listing, Piece
 from fcn_ray.tables.statuses import count_current, read_rows
-from fcn_ray.tables.superseded import find_superseded
+from fcn_ray.tables.superseded import Superseded, find_superseded
 from tests.tables.archives import tar, write_tar
 from tests.tables.failing import Key, commit_all, commit_rows, keys_of
 from tests.tables.making import start_run, write_images, write_table
@@ -195,7 +196,7 @@ def test_images_of_a_tar_are_read_again_by_their_numbers(tmp_path: Path) -> None
     read = [
         row
         for ref in pending_chunks(log)
-        for row in read_inputs(run.input, read_chunk(run.uri, ref), Columns()).to_pylist()
+        for row in read_inputs(understand_input(run.input), read_chunk(run.uri, ref), Columns()).to_pylist()
     ]
     assert [(row["row"], row["image"]) for row in read] == [(row, b"tar image %d" % row) for row in (2, 5, 7, 8)]
     finish(run, log, commit_all(run, log))
@@ -459,7 +460,7 @@ def test_a_plan_of_another_kind_is_found(failed: Run, monkeypatch: pytest.Monkey
 def test_a_row_that_is_in_no_plan_stops_the_retry(failed: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fcn_ray.tables.planfile.read_pieces", lambda run, ref: [Piece("z.png", "1", "image", 0, 1, 1)])
     with pytest.raises(AuditError, match=r"has the row \('a.png', 0\), which is not in its plan"):
-        list(find_failed(failed.uri, 1, PASSING_STATUSES, {}))
+        list(find_failed(failed.uri, 1, PASSING_STATUSES, Superseded()))
 
 
 # ------------------------------------------------------------------------------------------------------------ counting
@@ -471,7 +472,7 @@ def test_current_rows_are_counted(failed: Run) -> None:
     manifest = finish(failed, log, commit_all(failed, log, {("e.png", 0): "crash"}))
     assert (manifest.rows, manifest.bad_rows) == (20, 8), "as stored"
     superseded = find_superseded(failed.uri, log.newest)
-    counts = count_current(failed.uri, manifest.statuses, read_published(failed.uri), superseded)
+    counts = count_current(failed.uri, manifest.statuses, manifest.read_published(), superseded)
     assert counts == {"corrupt": 1, "crash": 1, "null": 1, "ok": 12}
 
 
@@ -480,11 +481,11 @@ def test_what_manifests_say_is_not_read_again(failed: Run, tmp_path: Path, monke
     (tmp_path / "in" / "d.png").write_bytes(b"another")
     _, log = start_run(tmp_path)
     manifest = finish(failed, log, commit_all(failed, log))
-    published, superseded = read_published(failed.uri), find_superseded(failed.uri, log.newest)
-    mixed = {name: statuses for name, statuses in published.items() if name in superseded}
+    published, superseded = manifest.read_published(), find_superseded(failed.uri, log.newest)
+    mixed = {name: statuses for name, statuses in published.items() if name in superseded.rows}
     assert list(mixed.values()) == [{"ok": 1, "timeout": 1}]
     counts = count_current(failed.uri, manifest.statuses, published, superseded)
     assert sum(counts.values()) == 15
     monkeypatch.setattr("fcn_ray.tables.statuses._read_rows", lambda *_: pytest.fail("it says all"))
-    said = {name: {"ok": 2} for name in superseded}
+    said = {name: {"ok": 2} for name in superseded.rows}
     assert count_current(failed.uri, {"ok": 3}, said, superseded) == {"ok": 2}

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from fcn_ray.errors import ConfigError, SchemaError, StorageError
-from fcn_ray.tables.inputs import locate_sources
+from fcn_ray.tables.inputs import locate_sources, understand_input
 from fcn_ray.tables.sources import IMAGE_SUFFIXES, Listing, list_inputs
 from tests.tables.making import write_images, write_table
 
@@ -31,8 +31,8 @@ def test_a_single_image(tmp_path: Path, suffix: str) -> None:
     write_images(tmp_path, f"one{suffix}", "other.png")
     (source,) = list_inputs(f"{tmp_path}/one{suffix}")
     assert (source.path, source.kind) == (f"one{suffix}", "image")
-    assert locate_sources(f"{tmp_path}/one{suffix}")(source.path) == f"{tmp_path}/one{suffix}"
-    assert locate_sources(str(tmp_path))(source.path) == f"{tmp_path}/one{suffix}"
+    assert locate_sources(understand_input(f"{tmp_path}/one{suffix}"))(source.path) == f"{tmp_path}/one{suffix}"
+    assert locate_sources(understand_input(str(tmp_path)))(source.path) == f"{tmp_path}/one{suffix}"
 
 
 def test_inputs_that_are_none(tmp_path: Path) -> None:

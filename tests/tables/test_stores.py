@@ -11,10 +11,11 @@ import pytest
 
 from fcn_ray import storage
 from fcn_ray.errors import ConfigError, UnavailableError
-from fcn_ray.storage import requests
+from fcn_ray.storage import answers
 from fcn_ray.tables.audit import audit
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.commit import read_receipt
+from fcn_ray.tables.inputs import understand_input
 from fcn_ray.tables.plan import pending_chunks, read_chunk
 from fcn_ray.tables.reading import read_rows
 from tests import s3 as faults
@@ -38,8 +39,8 @@ def anywhere(store: Shim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sh
 
 
 def _fill(store: Shim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shim:
-    monkeypatch.setattr(requests, "FIRST_PAUSE", 0.001)
-    monkeypatch.setattr(requests, "LONGEST_PAUSE", 0.01)
+    monkeypatch.setattr(answers, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(answers, "LONGEST_PAUSE", 0.01)
     for index in range(7):
         storage.put_if_absent(f"{store.root}/job/in/{index % 3}/{index} #?.png", png(index))
     table = write_table(tmp_path / "t.parquet", 10)
@@ -108,7 +109,7 @@ def test_a_store_that_is_out_of_reach_is_no_fault_of_an_image(
     monkeypatch.setenv("FCN_RAY_PATIENCE_SECONDS", "0.05")
     collection.fail("GET", always=answer("503 Slow Down", "SlowDown"))
     with pytest.raises(UnavailableError, match="the same command goes on"):
-        read_rows(run.input, pieces, Columns())
+        read_rows(understand_input(run.input), pieces, Columns())
 
 
 @pytest.mark.s3
@@ -190,7 +191,7 @@ def test_a_version_that_cannot_be_asked_for_is_no_fault_of_a_table(
     monkeypatch.setenv("FCN_RAY_PATIENCE_SECONDS", "0")
     collection.fail("HEAD", always=_refuse("t.parquet", 2))  # after those of the footer and of the rows
     with pytest.raises(UnavailableError):
-        read_rows(run.input, pieces, Columns())
+        read_rows(understand_input(run.input), pieces, Columns())
 
 
 @pytest.mark.s3
@@ -205,7 +206,7 @@ def test_a_chunk_of_a_tar_takes_few_requests(collection: Shim) -> None:
     assert len(refs) == 2
     pieces = read_chunk(run.uri, refs[1])
     collection.fail("none")
-    rows = read_rows(run.input, pieces, Columns()).to_pylist()
+    rows = read_rows(understand_input(run.input), pieces, Columns()).to_pylist()
     assert [row["image"] for row in rows] == images[30:]
     assert [path.endswith("z.tar") for method, path in collection.seen if method == "GET"].count(True) == 1
 
@@ -232,5 +233,7 @@ def test_a_store_that_ignores_conditions_is_refused(collection: Shim) -> None:
 
 
 def _read(run: Any, ref: Any, *allowed: str) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = read_rows(run.input, read_chunk(run.uri, ref), Columns(), allowed).to_pylist()
+    rows: list[dict[str, Any]] = read_rows(
+        understand_input(run.input), read_chunk(run.uri, ref), Columns(), allowed
+    ).to_pylist()
     return rows

@@ -1,4 +1,4 @@
-"""What a request to an object store can come to, and patience with a store that is overloaded or out of reach."""
+"""What an object store answers a request with, and patience with one that is overloaded or out of reach."""
 
 from __future__ import annotations
 

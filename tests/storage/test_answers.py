@@ -3,7 +3,7 @@
 import pytest
 
 from fcn_ray.errors import UnavailableError
-from fcn_ray.storage import requests
+from fcn_ray.storage import answers
 
 HINT = r"has not answered once: is AWS_ENDPOINT_URL right"
 
@@ -11,37 +11,37 @@ HINT = r"has not answered once: is AWS_ENDPOINT_URL right"
 @pytest.fixture(autouse=True)
 def _fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that has asked for nothing yet, and little time."""
-    monkeypatch.setattr(requests, "_answered", set())
-    monkeypatch.setattr(requests, "FIRST_PAUSE", 0.001)
+    monkeypatch.setattr(answers, "_answered", set())
+    monkeypatch.setattr(answers, "FIRST_PAUSE", 0.001)
     monkeypatch.setenv("FCN_RAY_PATIENCE_SECONDS", "0.05")
 
 
 def _fail() -> None:
-    raise requests.Passing("no connection")
+    raise answers.Passing("no connection")
 
 
 def _miss() -> None:
-    raise requests.Missing("no object")
+    raise answers.Missing("no object")
 
 
 def test_a_store_that_never_answered_may_be_elsewhere(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(UnavailableError, match=HINT):
-        requests.patiently("s3://bucket/a", _fail)
+        answers.patiently("s3://bucket/a", _fail)
     (line,) = caplog.messages
     assert line.startswith("s3://bucket/a: no connection; tried again for up to 0.05 seconds. It has not answered once")
 
 
 def test_a_store_that_has_answered_is_where_it_is_looked_for(caplog: pytest.LogCaptureFixture) -> None:
-    with pytest.raises(requests.Missing):
-        requests.patiently("s3://bucket/a", _miss)
+    with pytest.raises(answers.Missing):
+        answers.patiently("s3://bucket/a", _miss)
     with pytest.raises(UnavailableError, match=r"when the store answers again$"):
-        requests.patiently("s3://bucket/a", _fail)
+        answers.patiently("s3://bucket/a", _fail)
     assert not caplog.messages, "short pauses are nothing to tell of"
 
 
 def test_a_long_wait_is_told_of_once(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(requests, "TELL_SECONDS", 0.01)
-    requests.patiently("s3://bucket/a", lambda: "data")
+    monkeypatch.setattr(answers, "TELL_SECONDS", 0.01)
+    answers.patiently("s3://bucket/a", lambda: "data")
     with pytest.raises(UnavailableError):
-        requests.patiently("s3://bucket/a", _fail)
+        answers.patiently("s3://bucket/a", _fail)
     assert caplog.messages == ["s3://bucket/a: no connection; tried again for up to 0.05 seconds"]
