@@ -48,7 +48,7 @@ def _manifests(uris: list[str]) -> list[str]:
 
 
 def test_two_jobs_do_not_go_through_the_chunks_the_same_way() -> None:
-    chunks = [ChunkRef(f"{number:064x}", 1, number, 4) for number in range(100)]
+    chunks = [ChunkRef(f"{number:064x}", 1, number, 1, 4) for number in range(100)]
     assert order_chunks(chunks, None) == chunks
     shared = order_chunks(chunks, "somebody")
     assert shared != chunks
