@@ -1,4 +1,4 @@
-"""Ray Data as its documentation has it: read_parquet, map to decode, map_batches with an actor, map to encode, write_parquet.
+"""Ray Data as its documentation has it: read_parquet, map, map_batches with an actor, map, write_parquet.
 
 python -m tests.benchmarks.peers.naive_ray_data BUNDLE IMAGES OUT [--model null] [--precision bfloat16]
 

@@ -2,9 +2,9 @@
 
 python -m tests.benchmarks.peers.pyspark_udf BUNDLE IMAGES OUT [--model null] [--precision bfloat16]
 
-After Spark's reference of `DataFrame.mapInPandas`, and of `predict_batch_udf`, which keeps the network from task to task
-as this does: one Python worker for each core, with a network of its own and one thread of TensorFlow; as few rows in an
-Arrow batch as its images have room for (the default of 10,000 would hold gigabytes).
+After Spark's reference of `DataFrame.mapInPandas`, and of `predict_batch_udf`, which keeps the network from task to
+task as this does: one Python worker for each core, with a network of its own and one thread of TensorFlow. An Arrow
+batch has few rows; the default of 10,000 would hold gigabytes of images.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ def main() -> None:
     task = read_task(__doc__)
     from pyspark.sql import SparkSession
 
+    from tests.benchmarks.peers import pyspark_udf  # by its real name, for the workers
+
     os.environ["PYSPARK_PYTHON"] = sys.executable
     cores = os.cpu_count()
     spark = (
@@ -58,7 +60,7 @@ def main() -> None:
     )
     spark.sparkContext.setLogLevel("ERROR")
     images = spark.read.parquet(str(task.images)).select("name", "image")
-    masks = images.mapInPandas(lambda frames: label_frames(frames, task), "name string, mask binary")
+    masks = images.mapInPandas(lambda frames: pyspark_udf.label_frames(frames, task), "name string, mask binary")
     masks.write.parquet(str(task.out / "masks"))
     report(task.out)
     spark.stop()
