@@ -1,10 +1,12 @@
-"""Ray Data as its documentation has it: read_parquet, map, map_batches with an actor, map, write_parquet.
+"""Ray Data as its documentation has it: read_parquet, map, map_batches with an actor, write_parquet.
 
 python -m tests.benchmarks.peers.naive_ray_data BUNDLE IMAGES OUT [--model null] [--precision bfloat16]
 
 After Ray's guide to offline batch inference and its own benchmark of image classification (ray-project/ray,
 release/nightly_tests/multimodal_inference_benchmarks): the network is loaded by the actor's constructor, the encoded
-image is dropped when it is decoded, the image when it is labelled; small masks leave the actor, no logits.
+image is dropped when it is decoded, the image when it is labelled; small masks leave the actor, no logits. Decoding
+and the actor ask for equal resources, so Ray decodes in the actor. A block counts as finished when its masks are
+encoded.
 """
 
 from __future__ import annotations
@@ -20,11 +22,11 @@ def decode_row(row: dict[str, Any]) -> dict[str, Any]:
     return {"name": row["name"], "pixels": shared.decode(row["image"])}
 
 
-def encode_row(row: dict[str, Any], out: str) -> dict[str, Any]:
+def encode_block(block: dict[str, Any], out: str) -> dict[str, Any]:
     """PNG in the place of the class ids."""
-    row["mask"] = shared.encode(row["mask"])
-    shared.mark(out, 1)
-    return row
+    masks = [shared.encode(mask) for mask in block.pop("mask")]
+    shared.mark(out, len(masks))
+    return block | {"mask": masks}
 
 
 class Segmenter:
@@ -55,7 +57,7 @@ def main() -> None:
             fn_constructor_args=(task,),
             compute=ray.data.ActorPoolStrategy(size=1),
         )
-        .map(encode_row, fn_kwargs={"out": str(task.out)})
+        .map_batches(encode_block, batch_size=None, fn_kwargs={"out": str(task.out)})
     )
     masks.write_parquet(str(task.out / "masks"))
     report(task.out)
