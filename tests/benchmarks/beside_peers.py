@@ -33,11 +33,12 @@ from tests.benchmarks.mixed_sizes import padded_megapixels, write_mixed
 from tests.benchmarks.peers import processes
 from tests.benchmarks.peers.agreement import equal_pixels
 from tests.benchmarks.peers.environments import python_of
+from tests.benchmarks.peers.onnx_model import write_onnx
 from tests.benchmarks.peers.shared import START
 from tests.benchmarks.rounds import Outcome, Outcomes, median, print_table, ratio
 
 ROOT = Path(__file__).parents[2]
-OURS = "ours"
+OURS, ONNX = "ours", "labels.onnx"
 WARM_UP = 16
 """Images."""
 
@@ -63,6 +64,8 @@ class Contender:
     module: str
     environment: str
     title: str
+    onnx: bool = False
+    """Whether it takes the network as an ONNX file."""
 
 
 CONTENDERS = {
@@ -70,6 +73,7 @@ CONTENDERS = {
     "plain-keras": Contender("plain_keras", "project", "plain Keras loop"),
     "tf-data": Contender("tf_data", "project", "tf.data, model.predict"),
     "hand-tuned": Contender("hand_tuned", "codecs", "hand-tuned single process"),
+    "hand-tuned-onnx": Contender("hand_tuned", "codecs", "the same, ONNX Runtime", onnx=True),
     "naive-ray-data": Contender("naive_ray_data", "project", "Ray Data as documented"),
     "daft": Contender("daft_udf", "daft", "Daft"),
     "pyspark": Contender("pyspark_udf", "pyspark", "PySpark"),
@@ -78,21 +82,32 @@ CONTENDERS = {
 CASES = {
     "float32": list(CONTENDERS),
     "bfloat16": [OURS, "hand-tuned"],
-    "null": list(CONTENDERS),
+    "null": [name for name, contender in CONTENDERS.items() if not contender.onnx],
     "mixed": [OURS, "plain-keras", "hand-tuned"],
 }
 """Network in float32, in bfloat16, the null model, and float32 on images of forty sizes."""
 
 
-def label(name: str, bundle: str, images: Path, out: Path, options: list[str], environments: Path) -> Outcome:
+def label(name: str, bundle: str, images: Path, out: Path, options: list[str], work: Path) -> Outcome:
     """One run of one contender; a failure is an outcome, too."""
     contender = CONTENDERS[name]
     shutil.rmtree(out, ignore_errors=True)
     out.parent.mkdir(parents=True, exist_ok=True)
     module = f"tests.benchmarks.peers.{contender.module}"
-    command = [python_of(contender.environment, environments), "-W", "ignore", "-m", module, bundle, images, out]
+    command = [
+        python_of(contender.environment, work / "environments"),
+        "-W",
+        "ignore",
+        "-m",
+        module,
+        bundle,
+        images,
+        out,
+    ]
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = os.environ | {START: str(time.monotonic()), "PYTHONPATH": paths}
+    if contender.onnx:
+        options = [*options, "--onnx", str(work / ONNX)]
     log = out.parent / f"{out.name}-log"
     usage = processes.run([*map(str, command), *options], environment, ROOT, log)
     if usage.code:
@@ -131,7 +146,7 @@ def measure_case(case: str, inputs: dict[str, Path], outcomes: Outcomes, options
 
     def measure(name: str, number: int) -> Outcome:
         out = kept / name if number == 0 else kept / "later" / name
-        found = label(name, options.bundle, inputs[case], out, flags, options.work / "environments")
+        found = label(name, options.bundle, inputs[case], out, flags, options.work)
         if number == 0 and "failed" not in found:
             found["equal"] = equal_pixels(out, kept / OURS)
         return found
@@ -197,6 +212,7 @@ def main() -> None:
     options.work = options.work.resolve()
     options.bundle = str(Path(options.bundle).resolve())
     inputs = prepare(options.images, options.work, options.files)
+    write_onnx(options.bundle, options.work / ONNX)
     outcomes = Outcomes(options.work / "outcomes.jsonl")
     for case in ("warm-up", *options.cases):
         measure_case(case, inputs, outcomes, options)

@@ -5,7 +5,8 @@ python -m tests.benchmarks.model_alone BUNDLE IMAGES WORK [--rounds 5] [--batche
 IMAGES is a folder of Parquet files (camvid.py). Each contender is a process that stays, with its network loaded and
 warm, and is asked in turn, A B C A B C, for a few batches; meanwhile the others sleep. The masks of all are compared
 with ours in float32. Ours tallies classes and confidences as well. ONNX Runtime and OpenVINO get the exported network
-with the argmax put behind it; OpenVINO is told its precision, for it takes bfloat16 by itself where the CPU has it.
+with the argmax put behind it; OpenVINO is told its precision, for it would take bfloat16 by itself where it can. A
+contender that does not start, as OpenVINO in bfloat16 on a CPU where it has none, is left out.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from tests.benchmarks.peers.environments import python_of
+from tests.benchmarks.peers.onnx_model import load_session, write_onnx
 from tests.benchmarks.peers.shared import LabelFunction, Task, build_label_model, decode, load_label_function
 from tests.benchmarks.rounds import Outcome, Outcomes, median, print_table, ratio
 
-SECONDS = 2.0
+SECONDS = 1.0
 """Of work for one measurement, about."""
 
 ONNX = "labels.onnx"
@@ -78,19 +80,18 @@ def load_frozen(task: Task, _: Path) -> LabelFunction:
 
 
 def load_onnxruntime(_: Task, work: Path) -> LabelFunction:
-    import onnxruntime
-
-    session = onnxruntime.InferenceSession(str(work / ONNX), providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda images: session.run(None, {name: images})[0]
+    return load_session(work / ONNX)
 
 
 def load_openvino(task: Task, work: Path) -> LabelFunction:
     import openvino
 
     precision = {"float32": "f32", "bfloat16": "bf16"}[task.precision]
+    core = openvino.Core()
+    if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise SystemExit("OpenVINO has no bfloat16 on this CPU")
     settings = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
-    model = openvino.Core().compile_model(str(work / ONNX), "CPU", settings)
+    model = core.compile_model(str(work / ONNX), "CPU", settings)
     return lambda images: model(images)[0].copy()
 
 
@@ -121,28 +122,6 @@ def _raw_model(task: Task) -> Any:
     return keras.Model(images, bundle.build(task.precision)(Normalise(bundle.preprocessing)(images)))
 
 
-def write_onnx(bundle: str, work: Path) -> None:
-    """The exported network, and behind it the argmax: uint8 in, uint8 out."""
-    import onnx
-    from onnx import TensorProto, helper
-
-    from fcn_ray.inference.export import export
-
-    (work / "network.onnx").unlink(missing_ok=True)
-    export(bundle, str(work / "network.onnx"))
-    model = onnx.load(work / "network.onnx")
-    graph = model.graph
-    image, logits = graph.input[0].name, graph.output[0].name
-    axes = ["batch", "height", "width"]
-    graph.node.insert(0, helper.make_node("Cast", ["pixels"], [image], to=TensorProto.FLOAT))
-    graph.node.append(helper.make_node("ArgMax", [logits], ["ids"], axis=3, keepdims=0))
-    graph.node.append(helper.make_node("Cast", ["ids"], ["mask"], to=TensorProto.UINT8))
-    del graph.input[0], graph.output[0]
-    graph.input.insert(0, helper.make_tensor_value_info("pixels", TensorProto.UINT8, [*axes, 3]))
-    graph.output.append(helper.make_tensor_value_info("mask", TensorProto.UINT8, axes))
-    onnx.save(model, work / ONNX)
-
-
 def serve(name: str, bundle: str, work: Path) -> None:
     """Answer each line, a size of batch, with the images per second in that size."""
     load, precision, _, _ = CONTENDERS[name]
@@ -153,29 +132,32 @@ def serve(name: str, bundle: str, work: Path) -> None:
         size = int(line)
         batch = images[:size]
         mask = label(batch)
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         count = 0
         while (spent := time.perf_counter() - start) < SECONDS:
             label(batch)
             count += size
         np.save(work / f"mask-{name}-{size}.npy", mask)
-        print(json.dumps({"images_per_second": count / spent}), flush=True)
+        found = {"images_per_second": count / spent, "cpu_per_image": (time.process_time() - cpu) / count}
+        print(json.dumps(found), flush=True)
 
 
 class Server:
-    """A contender's process."""
+    """A contender's process; `lost` says why it has not started."""
 
     def __init__(self, name: str, options: argparse.Namespace) -> None:
         python = python_of(CONTENDERS[name][2], options.work / "environments")
         command = [python, "-m", "tests.benchmarks.model_alone", options.bundle, options.images, options.work]
-        self._process = subprocess.Popen(
-            [*map(str, command), "--serve", name],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        self._answer()
+        self._log = options.work / f"model-{name}.err"
+        with self._log.open("w") as log:
+            self._process = subprocess.Popen(
+                [*map(str, command), "--serve", name],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+            )
+        self.lost = self._answer().get("failed")
 
     def ask(self, size: int) -> Outcome:
         """One measurement."""
@@ -196,7 +178,8 @@ class Server:
             if line.startswith("{"):
                 answer: Outcome = json.loads(line)
                 return answer
-        return {"failed": f"exit code {self._process.wait()}"}
+        code = self._process.wait()
+        return {"failed": (self._log.read_text().splitlines() or [f"exit code {code}"])[-1]}
 
 
 def main() -> None:
@@ -215,9 +198,11 @@ def main() -> None:
     options.work.mkdir(parents=True, exist_ok=True)
     rows = pq.read_table(sorted(options.images.glob("*.parquet"))[0], columns=["image"])[: max(options.batches)]
     np.save(options.work / "images.npy", np.stack([decode(data.as_py()) for data in rows["image"]]))
-    write_onnx(options.bundle, options.work)
+    write_onnx(options.bundle, options.work / ONNX)
     outcomes = Outcomes(options.work / "outcomes.jsonl")
     servers = {name: Server(name, options) for name in options.contenders}
+    for name in [name for name in servers if servers[name].lost]:
+        print(f"{name} is left out: {servers.pop(name).lost}")
     for size in options.batches:
         outcomes.run(f"model-{size}", servers, options.rounds, lambda name, _, size=size: servers[name].ask(size))
     for server in servers.values():
@@ -235,8 +220,9 @@ def print_batch(size: int, outcomes: Outcomes, work: Path) -> None:
         if found := outcomes.of(case, name):
             equal = 100 * (np.load(work / f"mask-{name}-{size}.npy") == expected).mean()
             over = [ratio(outcomes.of(case, us), found, "images_per_second") for us in ("ours", "ours-bfloat16")]
-            rows.append([title, median(found, "images_per_second", 2), *over, f"{equal:.4f}"])
-    head = ["contender", "images/s", "ours / it", "ours, bfloat16 / it", "equal pixels, %"]
+            cpu = median(found, "cpu_per_image", 1, 1000), ratio(outcomes.of(case, "ours"), found, "cpu_per_image")
+            rows.append([title, median(found, "images_per_second", 2), *over, *cpu, f"{equal:.4f}"])
+    head = ["contender", "images/s", "ours / it", "ours, bfloat16 / it", "CPU ms/image", "ours / it", "equal pixels, %"]
     print_table(f"### the network alone, batch of {size}", head, rows)
 
 

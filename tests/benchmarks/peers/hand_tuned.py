@@ -1,10 +1,11 @@
 """The strongest single process that fits on a page: nothing waits, nothing is copied twice, nothing is guarded.
 
-python -m tests.benchmarks.peers.hand_tuned BUNDLE IMAGES OUT [--model null] [--precision bfloat16]
+python -m tests.benchmarks.peers.hand_tuned BUNDLE IMAGES OUT [--model null] [--precision bfloat16] [--onnx FILE]
 
 Threads read and decode (simplejpeg, which lets go of the interpreter) while the network works on the window before;
 images of one size go through one compiled function, uint8 in, uint8 class ids out; threads encode (zlib's run-length
-strategy) and one more writes a Parquet file for each input file. No resume, no bad images, one machine.
+strategy) and one more writes a Parquet file for each input file. With --onnx the function is ONNX Runtime's. No resume,
+no bad images, one machine.
 """
 
 from __future__ import annotations

@@ -47,6 +47,8 @@ class Task:
     out: Path
     model: str
     precision: Any
+    onnx: str | None = None
+    """The network for ONNX Runtime (onnx_model.py), in the place of the bundle's."""
 
     @property
     def files(self) -> list[Path]:
@@ -62,6 +64,7 @@ def read_task(about: str | None) -> Task:
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", choices=["network", "null"], default="network")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--onnx")
     task = Task(**vars(parser.parse_args()))
     shutil.rmtree(task.out, ignore_errors=True)
     task.out.mkdir(parents=True)
@@ -92,6 +95,10 @@ def load_label_function(task: Task, threads: int = 0) -> LabelFunction:
     """The same, compiled into one TensorFlow function for all sizes; NumPy for the null model."""
     if task.model == "null":
         return label_null
+    if task.onnx:
+        from tests.benchmarks.peers.onnx_model import load_session
+
+        return load_session(task.onnx)
     import tensorflow as tf
 
     if threads:
