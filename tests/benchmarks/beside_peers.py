@@ -151,7 +151,10 @@ def measure_case(case: str, inputs: dict[str, Path], outcomes: Outcomes, options
             found["equal"] = equal_pixels(out, kept / OURS)
         return found
 
-    outcomes.run(f"{case}-{options.files}", contenders, 1 if case == "warm-up" else options.rounds, measure)
+    if case == "warm-up":
+        outcomes.run(case, contenders, 1, measure)
+    else:
+        outcomes.run(f"{case}-{options.files}", contenders, options.rounds, measure)
 
 
 def print_case(case: str, outcomes: Outcomes, options: argparse.Namespace) -> None:
