@@ -18,6 +18,9 @@ import numpy as np
 CPU_EVERY, MEMORY_EVERY = 0.5, 1.0
 """Seconds between looks, which take some 2 % of a core; to tell memory the kernel walks all pages."""
 
+LIMIT_SECONDS = 1800
+"""A command that takes longer is killed."""
+
 END_SECONDS = 20
 """What is still there so long after the command has ended is killed."""
 
@@ -62,6 +65,8 @@ def run(command: list[str], environment: Mapping[str, str], folder: Path, log: P
                 usage.code = process.wait(CPU_EVERY)
                 break
             now = time.monotonic()
+            if now > start + LIMIT_SECONDS:
+                process.kill()
             pids = _look(seen)
             usage.curve.append((now, sum(seen.values())))
             if now >= next_memory:
