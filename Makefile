@@ -5,6 +5,8 @@ STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 WORK ?= bench-out
 SEEDS ?= 20
+ROUNDS ?= 2
+FILES ?= 2
 GCS ?= fake-gcs-server
 AZURITE ?= azurite-blob
 
@@ -14,7 +16,8 @@ help:
 	@echo "make demo    train, segment and evaluate on synthetic scenes (a few minutes); opens nothing, leaves demo-out/"
 	@echo "make test    lint, types, arrows between rooms, and all tests"
 	@echo "make lint    ruff and mypy and the arrows only"
-	@echo "make bench CAMVID=camvid.parquet   speed and memory of labelling, see tests/benchmarks/RESULTS.md"
+	@echo "make bench CAMVID=camvid.parquet [ROUNDS=2] [FILES=2]   speed and memory of labelling beside its peers: about"
+	@echo "                       20 minutes, goes on where it was ended; ROUNDS=5 FILES=8 for figures, see tests/benchmarks/RESULTS.md"
 	@echo "make bench-faults [SEEDS=20]   30 kinds of faults, a job for each seed: hours; goes on where it was ended"
 	@echo "make bench-stores [GCS=fake-gcs-server] [AZURITE=azurite-blob]   gs:// and az:// against emulators of them"
 
@@ -43,10 +46,15 @@ pytest: $(STAMP)
 
 bench: $(STAMP)
 	@test -n "$(CAMVID)" || { echo "make bench CAMVID=camvid.parquet [WORK=bench-out]: a table with image, mask, name, split"; exit 2; }
-	$(BIN)/python tests/benchmarks/camvid.py $(CAMVID) $(WORK)/camvid
-	$(BIN)/python tests/benchmarks/small_bundle.py $(WORK)/bundle
-	$(BIN)/python tests/benchmarks/segment_speed.py $(WORK)/bundle $(WORK)/camvid/images $(WORK)/speed
-	$(BIN)/python -m tests.benchmarks.memory $(WORK)/bundle $(WORK)/memory 1000 10000 100000
+	test -d $(WORK)/camvid/images10 || $(BIN)/python tests/benchmarks/camvid.py $(CAMVID) $(WORK)/camvid
+	test -d $(WORK)/bundle || $(BIN)/python tests/benchmarks/small_bundle.py $(WORK)/bundle
+	$(BIN)/python -m tests.benchmarks.image_codecs $(WORK)/camvid/val.parquet $(WORK)/peers
+	$(BIN)/python -m tests.benchmarks.model_alone $(WORK)/bundle $(WORK)/camvid/images $(WORK)/peers
+	$(BIN)/python -m tests.benchmarks.beside_peers $(WORK)/bundle $(WORK)/camvid/images $(WORK)/peers \
+		--rounds $(ROUNDS) --files $(FILES) --cases float32 bfloat16 mixed
+	$(BIN)/python -m tests.benchmarks.beside_peers $(WORK)/bundle $(WORK)/camvid/images $(WORK)/peers \
+		--rounds $(ROUNDS) --files 8 --cases null
+	$(BIN)/python -m tests.benchmarks.memory $(WORK)/bundle $(WORK)/memory 1000 10000
 
 bench-faults: $(STAMP)
 	test -d $(WORK)/bundle || $(BIN)/python tests/benchmarks/small_bundle.py $(WORK)/bundle

@@ -1,0 +1,229 @@
+"""fcn_ray's labelling engine beside its peers: the same images, the same network, the same machine, the same hour.
+
+python -m tests.benchmarks.beside_peers BUNDLE IMAGES WORK [--rounds 3] [--files 8] [--cases float32 null ...]
+
+IMAGES is a folder of Parquet files (camvid.py), BUNDLE one of small_bundle.py. Contenders are in peers/, each a process
+and a virtual environment of its own. After a warm-up of a few images the rounds are interleaved, A B C A B C. Ratios
+are ours over theirs, median of the rounds with the smallest and largest:
+
+- images/s: between the first and the last finished batch (ours: committed chunk), all starts left out
+- total: from the command to its end, starts included; first result: from the command to the first finished batch
+- CPU: of all processes, between the first and the last finished batch, for each image
+- memory: largest sum of all processes, each second, what they share counted once
+- equal pixels: with our masks of the first round
+
+Outcomes are kept in WORK/outcomes.jsonl: a benchmark that is ended goes on, and a failure is tried again. Another
+WORK is another benchmark.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from fcn_ray.bundle import load_bundle
+from tests.benchmarks.mixed_sizes import padded_megapixels, write_mixed
+from tests.benchmarks.peers import processes
+from tests.benchmarks.peers.agreement import equal_pixels
+from tests.benchmarks.peers.environments import python_of
+from tests.benchmarks.peers.onnx_model import write_onnx
+from tests.benchmarks.peers.shared import START
+from tests.benchmarks.rounds import Outcome, Outcomes, median, print_table, ratio
+
+ROOT = Path(__file__).parents[2]
+OURS, ONNX = "ours", "labels.onnx"
+WARM_UP = 16
+"""Images."""
+
+
+HEAD = [
+    "contender",
+    "images/s",
+    "ours / it",
+    "total, s",
+    "ours / it",
+    "first result, s",
+    "CPU ms/image",
+    "ours / it",
+    "peak MiB",
+    "equal pixels, %",
+]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A module of peers/, and the environment that it runs in."""
+
+    module: str
+    environment: str
+    title: str
+    onnx: bool = False
+    """Whether it takes the network as an ONNX file."""
+
+
+CONTENDERS = {
+    OURS: Contender("ours", "project", "fcn_ray"),
+    "plain-keras": Contender("plain_keras", "project", "plain Keras loop"),
+    "tf-data": Contender("tf_data", "project", "tf.data, model.predict"),
+    "hand-tuned": Contender("hand_tuned", "codecs", "hand-tuned single process"),
+    "hand-tuned-onnx": Contender("hand_tuned", "codecs", "the same, ONNX Runtime", onnx=True),
+    "naive-ray-data": Contender("naive_ray_data", "project", "Ray Data as documented"),
+    "daft": Contender("daft_udf", "daft", "Daft"),
+    "pyspark": Contender("pyspark_udf", "pyspark", "PySpark"),
+}
+
+CASES = {
+    "float32": list(CONTENDERS),
+    "bfloat16": [OURS, "hand-tuned"],
+    "null": [name for name, contender in CONTENDERS.items() if not contender.onnx],
+    "mixed": [OURS, "plain-keras", "hand-tuned"],
+}
+"""Network in float32, in bfloat16, the null model, and float32 on images of forty sizes."""
+
+
+def label(name: str, bundle: str, images: Path, out: Path, options: list[str], work: Path) -> Outcome:
+    """One run of one contender; a failure is an outcome, too."""
+    contender = CONTENDERS[name]
+    shutil.rmtree(out, ignore_errors=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    module = f"tests.benchmarks.peers.{contender.module}"
+    command = [
+        python_of(contender.environment, work / "environments"),
+        "-W",
+        "ignore",
+        "-m",
+        module,
+        bundle,
+        images,
+        out,
+    ]
+    paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    environment = os.environ | {START: str(time.monotonic()), "PYTHONPATH": paths}
+    if contender.onnx:
+        options = [*options, "--onnx", str(work / ONNX)]
+    log = out.parent / f"{out.name}-log"
+    usage = processes.run([*map(str, command), *options], environment, ROOT, log)
+    if usage.code:
+        return {"failed": Path(f"{log}.err").read_text(errors="replace")[-2000:], "code": usage.code}
+    found: Outcome = json.loads(Path(f"{log}.out").read_text().splitlines()[-1])
+    busy = usage.cpu_between(found.pop("first_at"), found.pop("last_at"))
+    steady = found.pop("steady_images")
+    found |= {"cpu_per_image": busy / steady} if steady else {}
+    return found | {"seconds": usage.seconds, "cpu_seconds": usage.cpu_seconds, "peak_bytes": usage.peak_bytes}
+
+
+def prepare(images: Path, work: Path, files: int) -> dict[str, Path]:
+    """The inputs of the cases below `work`, made when they are not there: warm-up, fixed and mixed."""
+    source = sorted(images.glob("*.parquet"))
+    if len(source) < files:
+        raise SystemExit(f"{images} has {len(source)} Parquet files, --files asks for {files}")
+    inputs = {name: work / name for name in ("images-warm-up", f"images-{files}", f"images-{files}-mixed")}
+    warm_up, fixed, mixed = inputs.values()
+    if not mixed.exists():
+        shutil.rmtree(fixed, ignore_errors=True)
+        for folder in (warm_up, fixed):
+            folder.mkdir(parents=True, exist_ok=True)
+        pq.write_table(pq.read_table(source[0])[:WARM_UP], warm_up / "part.parquet", compression="none")
+        for path in source[:files]:
+            shutil.copy(path, fixed)
+        write_mixed(fixed, Path(f"{mixed}-tmp"))
+        Path(f"{mixed}-tmp").rename(mixed)
+    return {"warm-up": warm_up, "float32": fixed, "bfloat16": fixed, "null": fixed, "mixed": mixed}
+
+
+def measure_case(case: str, inputs: dict[str, Path], outcomes: Outcomes, options: argparse.Namespace) -> None:
+    """All rounds of a case; the masks of the first round are compared."""
+    flags = {"bfloat16": ["--precision", "bfloat16"], "null": ["--model", "null"]}.get(case, [])
+    kept = options.work / "masks" / f"{case}-{options.files}"
+    contenders = [name for name in CASES.get(case, CONTENDERS) if name in options.contenders]
+
+    def measure(name: str, number: int) -> Outcome:
+        out = kept / name if number == 0 else kept / "later" / name
+        found = label(name, options.bundle, inputs[case], out, flags, options.work)
+        if number == 0 and "failed" not in found:
+            found["equal"] = equal_pixels(out, kept / OURS)
+        return found
+
+    if case == "warm-up":
+        outcomes.run(case, contenders, 1, measure)
+    else:
+        outcomes.run(f"{case}-{options.files}", contenders, options.rounds, measure)
+
+
+def print_case(case: str, outcomes: Outcomes, options: argparse.Namespace) -> None:
+    """The table of a case."""
+    rows = []
+    key = f"{case}-{options.files}"
+    ours = outcomes.of(key, OURS)
+    for name in CASES[case]:
+        theirs = outcomes.of(key, name)
+        over = [ratio(ours, theirs, key) for key in ("images_per_second", "seconds", "cpu_per_image")]
+        rows.append(
+            [
+                CONTENDERS[name].title,
+                median(theirs, "images_per_second", 2),
+                over[0],
+                median(theirs, "seconds"),
+                over[1],
+                median(theirs, "first_seconds"),
+                median(theirs, "cpu_per_image", 2, 1000),
+                over[2],
+                median(theirs, "peak_bytes", 0, 2**-20),
+                median(theirs, "equal", 4, 100),
+            ]
+        )
+    images = median(ours, "images", 0)
+    print_table(f"### {case}: {images} images, {len(ours)} rounds", HEAD, rows)
+
+
+def print_mixed(inputs: dict[str, Path], outcomes: Outcomes, options: argparse.Namespace) -> None:
+    """Padded megapixels a second: those of forty sizes over those of one."""
+    grid = load_bundle(options.bundle).spec.grid
+    mixed, fixed = (padded_megapixels(inputs[case], grid) for case in ("mixed", "float32"))
+    rows = []
+    for name in CASES["mixed"]:
+        found = {}
+        for case, size in (("mixed", mixed), ("float32", fixed)):
+            found[case] = {
+                number: {"rate": (outcome["images_per_second"] or 0) * size}
+                for number, outcome in outcomes.of(f"{case}-{options.files}", name).items()
+            }
+        cells = [median(found[case], "rate", 2) for case in ("mixed", "float32")]
+        rows.append([CONTENDERS[name].title, *cells, ratio(found["mixed"], found["float32"], "rate")])
+    head = ["contender", "forty sizes, padded Mpixel/s", "one size", "forty / one"]
+    print_table(f"### mixed sizes: {mixed:.3f} padded megapixels an image, one size {fixed:.3f}", head, rows)
+
+
+def main() -> None:
+    """Measure what has no outcome yet; print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle")
+    parser.add_argument("images", type=Path)
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--files", type=int, default=8, help="so many of IMAGES; 8 of camvid.py hold 1,402 images")
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=list(CASES))
+    parser.add_argument("--contenders", nargs="+", default=list(CONTENDERS), choices=list(CONTENDERS))
+    options = parser.parse_args()
+    options.work = options.work.resolve()
+    options.bundle = str(Path(options.bundle).resolve())
+    inputs = prepare(options.images, options.work, options.files)
+    write_onnx(options.bundle, options.work / ONNX)
+    outcomes = Outcomes(options.work / "outcomes.jsonl")
+    for case in ("warm-up", *options.cases):
+        measure_case(case, inputs, outcomes, options)
+    for case in options.cases:
+        print_case(case, outcomes, options)
+    if "mixed" in options.cases:
+        print_mixed(inputs, outcomes, options)
+
+
+if __name__ == "__main__":
+    main()
