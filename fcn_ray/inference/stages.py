@@ -87,10 +87,29 @@ def count_pixel_bytes(table: pa.Table) -> int:
 class _Decoded(NamedTuple):
     status: str
     error: str | None
-    pixels: bytes | None = None
+    pixels: np.ndarray | None = None
     encoded: bytes | None = None
-    shape: tuple[int, ...] | None = None
     flags: Sequence[str] = ()
+
+
+class _PixelColumn:
+    """The pixels of a chunk, side by side as its images are decoded: as a list they would be there twice."""
+
+    def __init__(self) -> None:
+        self._data = pa.BufferOutputStream()
+        self._ends, self._valid = [0], []  # type: ignore[var-annotated]
+
+    def add(self, pixels: np.ndarray | None) -> None:
+        """The next row; None is null."""
+        if pixels is not None:
+            self._data.write(np.ascontiguousarray(pixels).data)
+        self._valid.append(pixels is not None)
+        self._ends.append(self._data.tell())
+
+    def finish(self) -> pa.LargeBinaryArray:
+        """All rows, row-major bytes each."""
+        (_, valid), ends = pa.array(self._valid, pa.bool_()).buffers(), pa.py_buffer(np.array(self._ends, np.int64))
+        return pa.Array.from_buffers(pa.large_binary(), len(self._valid), [valid, ends, self._data.getvalue()])
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,23 +125,24 @@ class DecodeImages:
     def __call__(self, table: pa.Table, watch: Watch = _unwatched, room: int = PIXELS_ROOM) -> pa.Table:
         """The stage. Images are decoded within `watch()`, whose function is called before each. The chunk has `room`
         bytes of pixels; a good image that does not fit travels encoded."""
-        rows: list[_Decoded] = []
+        rows, pixels, shapes = [], _PixelColumn(), []
         with watch() as begin_image:
             for cells in zip(table[IMAGE], table[SOURCE_ERROR], table[SOURCE_MESSAGE], strict=True):
                 data, source_error, message = (cell.as_py() for cell in cells)
                 row = self._decode(begin_image, data, source_error, message)
-                size = len(row.pixels or b"")
+                shapes.append((None, None) if row.pixels is None else row.pixels.shape)
+                size = 0 if row.pixels is None else row.pixels.nbytes
                 if size > room:
                     row = row._replace(pixels=None, encoded=data)
                 else:
                     room -= size
-                rows.append(row)
-        height, width = ([row.shape and row.shape[side] for row in rows] for side in (0, 1))
+                pixels.add(row.pixels)
+                rows.append(row._replace(pixels=None))
         added = {
-            PIXELS: pa.array([row.pixels for row in rows], pa.large_binary()),
+            PIXELS: pixels.finish(),
             ENCODED: pa.array([row.encoded for row in rows], pa.large_binary()),
-            HEIGHT: pa.array(height, pa.int32()),
-            WIDTH: pa.array(width, pa.int32()),
+            HEIGHT: pa.array([shape[0] for shape in shapes], pa.int32()),
+            WIDTH: pa.array([shape[1] for shape in shapes], pa.int32()),
             STATUS: pa.array([row.status for row in rows], pa.string()),
             ERROR: pa.array([row.error for row in rows], pa.string()),
             FLAGS: pa.array([row.flags for row in rows], pa.list_(pa.string())),
@@ -139,7 +159,7 @@ class DecodeImages:
             decoded = decode_image(data, self.max_pixels)
         except ImageError as error:
             return _Decoded(error.status, trim_error(str(error)))
-        return _Decoded(OK, None, decoded.pixels.tobytes(), None, decoded.pixels.shape, decoded.flags)
+        return _Decoded(OK, None, decoded.pixels, flags=decoded.flags)
 
 
 @dataclass(frozen=True, slots=True)
