@@ -92,24 +92,18 @@ class _Decoded(NamedTuple):
     flags: Sequence[str] = ()
 
 
-class _PixelColumn:
-    """The pixels of a chunk, side by side as its images are decoded: as a list they would be there twice."""
-
-    def __init__(self) -> None:
-        self._data = pa.BufferOutputStream()
-        self._ends, self._valid = [0], []  # type: ignore[var-annotated]
-
-    def add(self, pixels: np.ndarray | None) -> None:
-        """The next row; None is null."""
-        if pixels is not None:
-            self._data.write(np.ascontiguousarray(pixels).data)
-        self._valid.append(pixels is not None)
-        self._ends.append(self._data.tell())
-
-    def finish(self) -> pa.LargeBinaryArray:
-        """All rows, row-major bytes each."""
-        (_, valid), ends = pa.array(self._valid, pa.bool_()).buffers(), pa.py_buffer(np.array(self._ends, np.int64))
-        return pa.Array.from_buffers(pa.large_binary(), len(self._valid), [valid, ends, self._data.getvalue()])
+def _join(images: list[np.ndarray | None]) -> pa.Array:
+    """A large_binary array of their row-major bytes. Empties the list meanwhile: they need not be there twice."""
+    ends = np.cumsum([0] + [0 if image is None else image.nbytes for image in images])
+    data = pa.allocate_buffer(int(ends[-1]))
+    flat = np.frombuffer(data, np.uint8)
+    present = pa.array([image is not None for image in images], pa.bool_())
+    for row, image in enumerate(images):
+        if image is not None:
+            flat[ends[row] : ends[row + 1]] = image.reshape(-1)
+            images[row] = None
+    buffers = [present.buffers()[1], pa.py_buffer(ends.astype(np.int64)), data]
+    return pa.Array.from_buffers(pa.large_binary(), len(images), buffers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +119,9 @@ class DecodeImages:
     def __call__(self, table: pa.Table, watch: Watch = _unwatched, room: int = PIXELS_ROOM) -> pa.Table:
         """The stage. Images are decoded within `watch()`, whose function is called before each. The chunk has `room`
         bytes of pixels; a good image that does not fit travels encoded."""
-        rows, pixels, shapes = [], _PixelColumn(), []
+        rows: list[_Decoded] = []
+        images: list[np.ndarray | None] = []
+        shapes: list[tuple[int | None, ...]] = []
         with watch() as begin_image:
             for cells in zip(table[IMAGE], table[SOURCE_ERROR], table[SOURCE_MESSAGE], strict=True):
                 data, source_error, message = (cell.as_py() for cell in cells)
@@ -136,10 +132,10 @@ class DecodeImages:
                     row = row._replace(pixels=None, encoded=data)
                 else:
                     room -= size
-                pixels.add(row.pixels)
+                images.append(row.pixels)
                 rows.append(row._replace(pixels=None))
         added = {
-            PIXELS: pixels.finish(),
+            PIXELS: _join(images),
             ENCODED: pa.array([row.encoded for row in rows], pa.large_binary()),
             HEIGHT: pa.array([shape[0] for shape in shapes], pa.int32()),
             WIDTH: pa.array([shape[1] for shape in shapes], pa.int32()),
