@@ -183,9 +183,15 @@ def save_bundle(
             "save a network with the spec that it was built from"
         )
     data = dump_weights(model)
-    parts = (spec, labels, preprocessing, data, metadata, precision)
+    weights = {"sha256": storage.digest(data), "bytes": len(data)}
+    parts = (spec, labels, preprocessing, weights, metadata, precision)
     _parse_manifest(_manifest_text(*parts), storage.join(folder, MANIFEST))  # before the network is asked anything
-    text = _manifest_text(*parts, ask(build_predict_fn(model, preprocessing)))
+    answer = ask(build_predict_fn(model, preprocessing))
+    if not math.isfinite(answer.confidence):
+        raise BundleError(
+            "the network does not answer a drawn picture with numbers: its weights are finite, but too large"
+        )
+    text = _manifest_text(*parts, answer)
     manifest = _parse_manifest(text, storage.join(folder, MANIFEST))
     bundle = _to_bundle(folder, manifest)
     if not storage.is_file(storage.join(folder, MANIFEST)):
@@ -248,7 +254,7 @@ def _manifest_text(
     spec: ModelSpec,
     labels: LabelSet,
     preprocessing: Preprocessing,
-    weights: bytes,
+    weights: dict[str, Any],
     metadata: dict[str, Any],
     precision: Precision,
     answer: Answer | None = None,
@@ -260,7 +266,7 @@ def _manifest_text(
         "spec": spec.model_dump(mode="json"),
         "labels": {"names": labels.names, "palette": labels.palette, "ignore_id": labels.ignore_id},
         "preprocessing": preprocessing.model_dump(mode="json"),
-        "weights": {"sha256": storage.digest(weights), "bytes": len(weights)},
+        "weights": weights,
         "versions": {"fcn_ray": __version__, "python": platform.python_version()} | {p: version(p) for p in packages},
         "metadata": metadata,
         "precision": precision,

@@ -22,6 +22,8 @@ class Labelling:
         self.statuses: Counter[str] = Counter()
         self.first_commit_seconds: float | None = None
         self.images_per_second: float | None = None
+        self.found = 0
+        """Images whose result was there when this job came to store it."""
         self.stopped: str | None = None
         """Why it ended before the pipeline did."""
         self._start = start
@@ -32,9 +34,9 @@ class Labelling:
         return self.statuses.total()
 
     @property
-    def found(self) -> int:
-        """Those of them that were there when this job came to store them."""
-        return sum(receipt.n_rows for receipt in self.receipts if not receipt.written)
+    def stored(self) -> int:
+        """Those of them that this job stored itself."""
+        return self.done - self.found
 
     @property
     def bad(self) -> int:
@@ -49,13 +51,14 @@ class Labelling:
             for receipt in receipts:
                 self.receipts.append(receipt)
                 self.statuses.update(receipt.statuses)
+                self.found += 0 if receipt.written else receipt.n_rows
                 now = time.monotonic()
                 if self.first_commit_seconds is None:
-                    first, first_time = self.done, now
+                    first, first_time = self.stored, now
                     self.first_commit_seconds = now - self._start
                 elif now > first_time:
-                    self.images_per_second = (self.done - first) / (now - first_time)
+                    self.images_per_second = (self.stored - first) / (now - first_time)
                 progress.update(self.done, self.bad)
-                self.stopped = limits.add(receipt)
+                self.stopped = limits.add(receipt) if receipt.written else None
                 if self.stopped:
                     return

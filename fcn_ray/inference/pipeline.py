@@ -68,9 +68,11 @@ def build_pipeline(
         described = ray.data.from_items(
             [asdict(chunk) for chunk in chunks], override_num_blocks=-(-len(chunks) // CHUNKS_A_BLOCK)
         )
+    split = described.repartition(target_num_rows_per_block=1)
+    # No public way to say so: it would take a whole CPU, which nobody may have left.
+    split._logical_plan.dag.ray_remote_args["num_cpus"] = stage_cpus
     return (
-        described.repartition(target_num_rows_per_block=1)
-        .map_batches_internal(prepare, num_cpus=stage_cpus, **whole, **retried)
+        split.map_batches_internal(prepare, num_cpus=stage_cpus, **whole, **retried)
         .map_batches_internal(
             predict.stage,
             fn_constructor_kwargs=dict(predict.arguments),

@@ -7,6 +7,7 @@ the device. Images go through it together only when they pad to the same size: n
 from __future__ import annotations
 
 import logging
+import re
 import sys
 
 import numpy as np
@@ -244,7 +245,8 @@ def describe(error: Exception) -> str:
     """Kind and words of what went wrong, in a line. TensorFlow's own words come behind where the graph was made."""
     text = str(error)
     if "(most recent call last):" in text:
-        text = text.rpartition("\n\n")[2]
+        first = re.search(r"^ *\(0\) (.*)", text, re.MULTILINE)  # of several at once
+        text = first[1] if first else text.rpartition("\n\n")[2]
     return trim_error(f"{type(error).__name__}: {text}")
 
 

@@ -27,6 +27,7 @@ from fcn_ray.tables.reading import label_chunk, read_rows
 from fcn_ray.tables.runs import Run
 from fcn_ray.tables.schema import (
     CHUNK_ID,
+    CHUNK_ROWS,
     ENCODED,
     ERROR,
     FLAGS,
@@ -169,7 +170,7 @@ class CommitChunks:
     def __call__(self, table: pa.Table) -> pa.Table:
         """Encode the masks, commit the chunk; of one that is there, only read what is stored."""
         if table[STATUS][0].as_py() == _COMMITTED:
-            receipt = read_receipt(self.run, table[CHUNK_ID][0].as_py())
+            receipt = read_receipt(self.run, table[CHUNK_ID][0].as_py(), table[CHUNK_ROWS][0].as_py())
         else:
             receipt = commit_chunk(self.run, finish_rows(table, self.labels, self.model_digest, self.run.run_id))
         return pa.table({"receipt": [json.dumps(asdict(receipt))]})
@@ -189,7 +190,7 @@ def mark_committed(chunk: ChunkRef) -> pa.Table:
         ERROR: pa.string(),
     }
     columns = {name: pa.nulls(1, kind) for name, kind in nothing.items()}
-    return pa.table({CHUNK_ID: [chunk.chunk_id], STATUS: [_COMMITTED]} | columns)
+    return pa.table({CHUNK_ID: [chunk.chunk_id], CHUNK_ROWS: [chunk.n_rows], STATUS: [_COMMITTED]} | columns)
 
 
 def read_receipts(table: pa.Table) -> list[Receipt]:

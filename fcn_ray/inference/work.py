@@ -68,9 +68,11 @@ def plan_work(run: Run, config: SegmentConfig, columns: Columns, since: datetime
 
 
 def order_chunks(pending: Sequence[ChunkRef], other: str | None) -> Sequence[ChunkRef]:
-    """The chunks in their order, or, where another job works on the run, in any: two that go the same way would do
-    the same chunks at the same time, since one is left out only when it is stored."""
-    return pending if other is None else random.sample(pending, len(pending))
+    """The chunks in their order, or, where another job works on the run, from a random one on: two that begin with the
+    same one would do the same chunks at the same time, since a chunk is left out only when it is stored. Not shuffled:
+    row groups of tables are read forwards."""
+    start = random.randrange(len(pending)) if other and pending else 0
+    return [*pending[start:], *pending[:start]]
 
 
 def finish_work(run: Run, work: Work, receipts: Iterable[Receipt]) -> Mapping[str, int]:

@@ -70,6 +70,7 @@ def _tally(masks: Tensor, confidence: Tensor, inside: Tensor, num_classes: int) 
     first: TensorFlow on CPUs adds both axes up in one float32, which is off by thousandths after some 100,000 pixels; a
     row's pixels are counted without error.
     """
+    confidence = ops.where(inside, confidence, 0.0)  # what lies outside may be no number
     pixels, totals = [], []
     for class_id in range(num_classes):
         hit = ops.cast(ops.logical_and(inside, ops.equal(masks, class_id)), "float32")

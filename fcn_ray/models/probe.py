@@ -21,7 +21,7 @@ HEIGHT, WIDTH = 64, 96
 EVERY = 4
 """Of so many rows and columns, one is kept of the mask."""
 
-TOLERANCE: dict[Precision, tuple[float, float]] = {"float32": (0.98, 0.005), "bfloat16": (0.8, 0.05)}
+TOLERANCE: dict[Precision, tuple[float, float]] = {"float32": (0.9, 0.02), "bfloat16": (0.8, 0.05)}
 """Least share of pixels of the same class, and what the mean confidences may be apart: more than devices and libraries
 make of one network, be it one that is sure of nothing."""
 
@@ -64,5 +64,6 @@ def check_answer(expected: Answer, found: Answer, precision: Precision, where: s
         raise BundleError(
             f"{where} does not compute what this bundle's network computed when it was saved: {equal:.0%} of a test "
             f"picture's pixels have the same class, and its mean confidence is {found.confidence:.3f}, not "
-            f"{expected.confidence:.3f}. Its device, driver or libraries are broken: run the command elsewhere"
+            f"{expected.confidence:.3f}. Its device, driver or libraries may be broken: run the command elsewhere. If "
+            "it is this machine that is right, delete `probe` and `checksum` from the bundle's model.json"
         )

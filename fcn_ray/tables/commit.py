@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fcn_ray import storage
-from fcn_ray.errors import AuditError, ForeignOutputError
+from fcn_ray.errors import AuditError, ForeignOutputError, OutOfReachError, StorageError
 from fcn_ray.failpoints import fail_at
 from fcn_ray.tables import schema, seal
 from fcn_ray.tables.maskfile import CHUNK_KEY, ROWS_KEY, RUN_KEY, check_rows, check_whole, encode
@@ -54,19 +54,25 @@ def commit_chunk(run: Run, table: pa.Table) -> Receipt:
     if storage.put_if_absent(uri, data):
         fail_at("chunk.put")
         return _receipt(chunk_id, data, table[schema.STATUS], written=True)
-    there = read_receipt(run, chunk_id)
-    if there.n_rows != table.num_rows:
-        raise AuditError(f"{uri} holds {there.n_rows} rows, expected {table.num_rows}; run `fcn-ray audit`")
-    return there
+    return read_receipt(run, chunk_id, table.num_rows)
 
 
 def is_committed(run_uri: str, chunk_id: str) -> bool:
-    """Whether the chunk has its object; raises StorageError when the store does not say."""
-    return storage.exists(_mask_uri(run_uri, chunk_id))
+    """Whether the chunk is known to have its object. It only saves work: a store that may not say so stops nobody.
+
+    Raises OutOfReachError when the store does not answer.
+    """
+    try:
+        return storage.is_file(_mask_uri(run_uri, chunk_id))
+    except OutOfReachError:
+        raise
+    except (StorageError, OSError):
+        return False
 
 
-def read_receipt(run: Run, chunk_id: str) -> Receipt:
-    """What is stored for a chunk, from its object. Raises ForeignOutputError or AuditError unless it is a whole one."""
+def read_receipt(run: Run, chunk_id: str, n_rows: int) -> Receipt:
+    """What is stored for a chunk of `n_rows`, from its object. Raises ForeignOutputError or AuditError unless it is a
+    whole one."""
     uri = _mask_uri(run.uri, chunk_id)
     data = storage.read_bytes(uri)
     try:
@@ -82,6 +88,8 @@ def read_receipt(run: Run, chunk_id: str) -> Receipt:
         raise ForeignOutputError(f"{uri} is of run {owner}, expected {run.run_id}; choose another output folder")
     if metadata.get(CHUNK_KEY) != chunk_id.encode() or metadata.get(ROWS_KEY) != str(len(status)).encode():
         raise AuditError(f"{uri} is not the whole chunk that its name says; run `fcn-ray audit`")
+    if len(status) != n_rows:
+        raise AuditError(f"{uri} holds {len(status)} rows, expected {n_rows}; run `fcn-ray audit`")
     return _receipt(chunk_id, data, status, written=False)
 
 

@@ -146,7 +146,9 @@ def _manifest_json(run: Run, log: PlanLog, known: dict[str, str]) -> bytes:
     for plan in range(1, log.newest + 1):
         for refs in read_refs(run.uri, plan):
             for ref in refs:
-                line = known.get(f"masks/{ref.chunk_id}.parquet") or _line(read_receipt(run, ref.chunk_id))[1]
+                line = (
+                    known.get(f"masks/{ref.chunk_id}.parquet") or _line(read_receipt(run, ref.chunk_id, ref.n_rows))[1]
+                )
                 statuses.update(json.loads(line)["statuses"])
                 objects.append(line)
     totals = {"chunks": len(objects), "rows": statuses.total(), "statuses": dict(sorted(statuses.items()))}

@@ -37,7 +37,7 @@ def test_a_receipt_tells_them_whoever_wrote_the_chunk(tmp_path: Path) -> None:
     run, log = start_run(tmp_path)
     (ref,) = pending_chunks(log)
     written = commit_rows(run, ref, {("b.png", 0): "crash", ("c.png", 0): "crash"})
-    there = read_receipt(run, ref.chunk_id)
+    there = read_receipt(run, ref.chunk_id, ref.n_rows)
     assert written.written > there.written
     assert tuple(written.bad_runs) == tuple(there.bad_runs) == (0, 2, 2)
 

@@ -17,6 +17,7 @@ import ray.cloudpickle
 from fcn_ray.bundle import load_bundle
 from fcn_ray.config import ChunkConfig, PredictConfig
 from fcn_ray.images.codec import encode_image
+from fcn_ray.inference import pipeline
 from fcn_ray.inference.limits import Limits
 from fcn_ray.inference.pipeline import Actors, build_pipeline
 from fcn_ray.inference.predictor import Prediction, Predictor
@@ -79,8 +80,11 @@ class _MortalPredictor(Predictor):
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_poison_for_the_network_is_one_row_each(tmp_path: Path, tiny_bundle: Path) -> None:
-    """Two killers in one of three chunks."""
+def test_poison_for_the_network_is_one_row_each(
+    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two killers in one of three chunks, which are described in two blocks."""
+    monkeypatch.setattr(pipeline, "CHUNKS_A_BLOCK", 2)
     for number in range(12):
         grey = KILLER if number in (5, 6) else number
         image = np.full((20, 30, 3), grey, np.uint8)

@@ -17,7 +17,7 @@ from fcn_ray.config import ModelSpec, PredictConfig, Preprocessing
 from fcn_ray.errors import BundleError, ConfigError
 from fcn_ray.images.codec import decode_label, encode_image
 from fcn_ray.inference import predictor as predictor_module
-from fcn_ray.inference.predictor import Prediction, Predictor
+from fcn_ray.inference.predictor import Prediction, Predictor, describe
 from fcn_ray.inference.stages import PIXELS
 from fcn_ray.labels import LabelSet
 from fcn_ray.tables import schema
@@ -335,3 +335,22 @@ def test_actors_of_one_node_share_its_cores(
     monkeypatch.setattr(predictor_module, "compile_network", lambda bundle, threads, precision: found.append(threads))
     Predictor(str(tiny_bundle), load_bundle(str(tiny_bundle)).digest, PredictConfig(threads=threads), sharers=sharers)
     assert found == [taken]
+
+
+TRACED = 'Graph execution error:\n\nDetected at node a defined at (most recent call last):\n  File "x.py", line 1\n\n'
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ("no room", "no room"),
+        (f"{TRACED}OOM when allocating tensor [Op:f]", "OOM when allocating tensor [Op:f]"),
+        (
+            f"{TRACED}2 root error(s) found.\n  (0) RESOURCE_EXHAUSTED: OOM when\n\t [[a]]\nHint\n\n"
+            "  (1) RESOURCE_EXHAUSTED: OOM\n\n0 successful operations.\n0 derived errors ignored. [Op:f]",
+            "RESOURCE_EXHAUSTED: OOM when",
+        ),
+    ],
+)
+def test_of_a_long_message_the_cause_is_told(said: str, told: str) -> None:
+    assert describe(MemoryError(said)) == f"MemoryError: {told}"

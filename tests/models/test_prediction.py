@@ -100,6 +100,15 @@ def test_confidence_is_the_softmax_of_the_logits() -> None:
     np.testing.assert_allclose(confidence[0], [top[mask == k].sum() for k in range(4)], rtol=1e-5)
 
 
+def test_what_lies_outside_spoils_no_class() -> None:
+    masks = np.array([[[0, 1], [1, 1]]], np.uint8)
+    confidence = np.array([[[0.5, np.nan], [0.75, 0.25]]], np.float32)
+    inside = np.array([[[True, False], [True, True]]])
+    pixels, totals = _tally(masks, confidence, inside, 2)
+    assert np.asarray(pixels).tolist() == [[1, 2]]
+    assert np.asarray(totals).tolist() == [[0.5, 1.0]]
+
+
 def test_confidences_of_many_pixels_add_up(colours_as_logits: keras.Model) -> None:
     """A large tile: a sum over both axes at once would be off in the third digit."""
     side = 1024

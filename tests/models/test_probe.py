@@ -31,7 +31,7 @@ def test_the_picture_is_the_same_everywhere() -> None:
 
 def test_what_precisions_differ_by_is_let_through_and_no_more() -> None:
     right = _answer(lambda images: images.argmax(-1).astype(np.uint8))
-    check_answer(right, replace(right, confidence=0.504), "float32", "here")
+    check_answer(right, replace(right, confidence=0.515), "float32", "here")
     check_answer(right, replace(right, confidence=0.54), "bfloat16", "here")
     with pytest.raises(BundleError, match=r"here does not compute .* confidence is 0\.540, not 0\.500"):
         check_answer(right, replace(right, confidence=0.54), "float32", "here")
@@ -51,7 +51,7 @@ def test_a_machine_that_computes_something_else_is_refused(tiny_bundle: Path) ->
     assert bundle.answer is not None
     for precision in ("float32", "bfloat16"):
         compile_network(bundle, 0, precision)
-    broken = replace(bundle, preprocessing=bundle.preprocessing.model_copy(update={"std": (-1.0, -1.0, -1.0)}))
+    broken = replace(bundle, answer=replace(bundle.answer, confidence=bundle.answer.confidence - 0.1))
     with pytest.raises(BundleError, match=r"\(tensorflow, float32\) does not compute what this bundle's network"):
         compile_network(broken, 0, "float32")
     compile_network(replace(broken, answer=None), 0, "float32")

@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from fcn_ray import storage
-from fcn_ray.errors import AuditError, ForeignOutputError, IncompleteError
+from fcn_ray.errors import AuditError, ForeignOutputError, IncompleteError, OutOfReachError, StorageError
 from fcn_ray.labels import METADATA_KEY, LabelSet
 from fcn_ray.tables import maskfile, schema
 from fcn_ray.tables.columns import Columns
-from fcn_ray.tables.commit import commit_chunk, read_receipt
+from fcn_ray.tables.commit import commit_chunk, is_committed, read_receipt
 from fcn_ray.tables.plan import pending_chunks
 from fcn_ray.tables.planfile import ChunkRef
 from fcn_ray.tables.runs import Run
@@ -146,7 +146,35 @@ def test_the_first_writer_wins(chunk: Chunk) -> None:
     assert sum(receipt.written for receipt in receipts) == 1
     data = _stored(run, ref).read_bytes()
     assert {(receipt.size, receipt.sha256) for receipt in receipts} == {(len(data), storage.digest(data))}
-    assert read_receipt(run, ref.chunk_id) == next(replace(r, written=False) for r in receipts)
+    assert read_receipt(run, ref.chunk_id, ref.n_rows) == next(replace(r, written=False) for r in receipts)
+
+
+def test_a_chunk_with_other_rows_than_planned_has_no_receipt(chunk: Chunk) -> None:
+    run, ref, table = chunk
+    commit_chunk(run, table)
+    with pytest.raises(AuditError, match="holds 3 rows, expected 4"):
+        read_receipt(run, ref.chunk_id, 4)
+
+
+def test_what_may_not_be_asked_is_not_taken_for_committed(chunk: Chunk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker's role may lack the right to look: the put decides. A store that is silent is another matter."""
+    run, ref, table = chunk
+    assert not is_committed(run.uri, ref.chunk_id)
+    commit_chunk(run, table)
+    assert is_committed(run.uri, ref.chunk_id)
+
+    def refuse(error: Exception) -> None:
+        def is_file(_: str) -> bool:
+            raise error
+
+        monkeypatch.setattr(storage, "is_file", is_file)
+
+    for error in (StorageError("403"), OSError("stale file handle")):
+        refuse(error)
+        assert not is_committed(run.uri, ref.chunk_id)
+    refuse(OutOfReachError("silence"))
+    with pytest.raises(OutOfReachError):
+        is_committed(run.uri, ref.chunk_id)
 
 
 def test_something_else_in_its_place_is_no_success(chunk: Chunk, tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def test_a_finished_run_is_not_read_again(tmp_path: Path, monkeypatch: pytest.Mo
     list(commit_pending(run, log))
     read: list[str] = []
     original = module.read_receipt
-    monkeypatch.setattr(module, "read_receipt", lambda run, name: read.append(name) or original(run, name))
+    monkeypatch.setattr(module, "read_receipt", lambda run, name, rows: read.append(name) or original(run, name, rows))
     assert finish(run, log).rows == 2
     assert len(read) == 1, "only what the manifest before does not have"
     assert finish(run, log).rows == 2

@@ -76,4 +76,4 @@ def test_damage_does_not_get_into_a_manifest(tmp_path: Path, folder: str) -> Non
     assert not Path(run.uri, "manifests").exists()
     if folder == "masks":
         with pytest.raises(AuditError, match="is damaged: it is not what was written"):
-            read_receipt(run, ref.chunk_id)
+            read_receipt(run, ref.chunk_id, ref.n_rows)

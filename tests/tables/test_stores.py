@@ -83,7 +83,7 @@ def test_a_lost_reply_to_a_chunk_is_a_commit(collection: Shim) -> None:
     run, log = start_run(ROOT)
     collection.fail("PUT", faults.lose_reply)
     first = next(commit_pending(run, log))
-    receipt = read_receipt(run, first.chunk_id)
+    receipt = read_receipt(run, first.chunk_id, first.n_rows)
     assert receipt.n_rows == first.n_rows
     assert first not in list(pending_chunks(log))
 
