@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from fcn_ray.config import CAFFE_PREPROCESSING, Preprocessing
-from fcn_ray.models.prediction import PredictFn, build_predict_fn
+from fcn_ray.models.prediction import PredictFn, _tally, build_predict_fn
 from fcn_ray.models.preprocessing import normalise
 from tests.networks import tiny_model
 
