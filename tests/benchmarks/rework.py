@@ -50,8 +50,9 @@ def measure_two(trial: Trial) -> int:
 
 
 def _files(trial: Trial) -> set[tuple[str, int]]:
-    """What the run holds but its status, which every job writes."""
-    files = [path for path in Path(trial.output).rglob("*") if path.is_file() and path.name != "status.json"]
+    """What the run holds but its status and lock, which every job writes."""
+    signs = {"status.json", "lock.json"}
+    files = [path for path in Path(trial.output).rglob("*") if path.is_file() and path.name not in signs]
     return {(str(path), path.stat().st_mtime_ns) for path in files}
 
 
