@@ -47,7 +47,7 @@ def main() -> None:
     task = read_task(__doc__)
     import ray
 
-    ray.init(log_to_driver=False)
+    ray.init(address="local", log_to_driver=False)  # no other Ray of this machine
     ray.data.DataContext.get_current().enable_progress_bars = False
     images = ray.data.read_parquet(str(task.images), columns=["name", "image"])
     masks = (
