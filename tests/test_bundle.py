@@ -248,6 +248,15 @@ def test_weights_that_are_not_finite_are_refused(folder: Path, value: float) -> 
         bundle.build()
 
 
+def test_a_network_that_answers_no_numbers_is_not_saved(tmp_path: Path) -> None:
+    model = tiny_model()
+    for layer in model.layers:
+        layer.set_weights([np.full(w.shape, 1e30, np.float32) for w in layer.get_weights()])
+    with pytest.raises(BundleError, match="does not answer a drawn picture with numbers"):
+        save(tmp_path / "bundle", model)
+    assert not (tmp_path / "bundle" / "model.json").exists()
+
+
 def test_weights_of_another_network_are_refused(folder: Path) -> None:
     swap_weights(folder, weight_arrays(tiny_model(tiny_spec(fc_channels=7))))
     bundle = load_bundle(str(folder))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -10,8 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fcn_ray.inference.bad_limits import BadLimits, is_above
+from fcn_ray.inference.labelling import Labelling
 from fcn_ray.inference.stages import read_receipts
+from fcn_ray.inference.status import JobStatus
 from fcn_ray.tables.commit import Receipt, _bad_runs, read_receipt
+from fcn_ray.tables.lock import RunLock
 from fcn_ray.tables.plan import pending_chunks
 from tests.tables.failing import commit_rows
 from tests.tables.making import start_run, write_images
@@ -109,3 +114,16 @@ def test_receipts_come_over_from_workers(tmp_path: Path) -> None:
     (found,) = read_receipts(pa.table({"receipt": [json.dumps(asdict(receipt))]}))
     assert BadLimits(1.0, 2, 9, {}).add(found)
     assert not BadLimits(1.0, 3, 9, {}).add(found)
+
+
+def test_what_another_job_stored_is_no_bad_image_and_no_speed_of_this_one(tmp_path: Path) -> None:
+    write_images(tmp_path / "in", "a.png")
+    run, _ = start_run(tmp_path)
+    theirs = [replace(_receipt("xxxx"), written=False)] * 3
+    labelling = Labelling(time.monotonic())
+    labelling.follow((r for r in theirs), 12, BadLimits(1.0, 3, 12, {}), JobStatus(run, RunLock(run.uri)))
+    assert (labelling.done, labelling.found, labelling.stored, labelling.stopped) == (12, 12, 0, None)
+    assert not labelling.images_per_second
+    labelling.follow((r for r in [_receipt("xxx")]), 3, BadLimits(1.0, 3, 12, {}), JobStatus(run, RunLock(run.uri)))
+    assert (labelling.found, labelling.stored) == (12, 3)
+    assert labelling.stopped == "3 images in a row are bad, max_bad_consecutive is 3"

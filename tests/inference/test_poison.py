@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray.cloudpickle
+from ray.data._internal.logical.operators.map_operator import StreamingRepartition
 
 from fcn_ray.bundle import load_bundle
 from fcn_ray.config import ChunkConfig, PredictConfig
@@ -105,6 +106,10 @@ def test_poison_for_the_network_is_one_row_each(
         CommitChunks(run, bundle.labels, bundle.digest),
         0.5,
     )
+    split = dataset._logical_plan.dag
+    while not isinstance(split, StreamingRepartition):
+        (split,) = split.input_dependencies
+    assert split.ray_remote_args == {"num_cpus": 0.5}, "a whole CPU may not be there, and Ray would wait for ever"
     assert dataset.count() == 3
     statuses = _statuses(tmp_path / "out")
     assert statuses == {f"{number:02}.png": "crash" if number in (5, 6) else "ok" for number in range(12)}

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def test_a_machine_that_computes_something_else_is_refused(tiny_bundle: Path) ->
     assert bundle.answer is not None
     for precision in ("float32", "bfloat16"):
         compile_network(bundle, 0, precision)
+    assert os.environ["TF_ENABLE_ONEDNN_OPTS"] in ("0", "1"), "said here, not left to TensorFlow"
     broken = replace(bundle, answer=replace(bundle.answer, confidence=bundle.answer.confidence - 0.1))
     with pytest.raises(BundleError, match=r"\(tensorflow, float32\) does not compute what this bundle's network"):
         compile_network(broken, 0, "float32")
