@@ -29,6 +29,10 @@ WORKER_ENVIRONMENT: Mapping[str, str] = {
 }
 """Set in every Ray process of a job, unless the job's own environment sets the same name."""
 
+NODE_ENVIRONMENT: Mapping[str, str] = {"RAY_idle_worker_killing_time_threshold_ms": "60000"}
+"""Set for a Ray that is started here. After its default, a second, processes end between two chunks, and with few cores
+each chunk would wait for new ones, which import for seconds."""
+
 
 FLOORS = {"ray": (2, 60), "keras": (3, 15), "pillow": (13, 0), "pyarrow": (24, 0), "tensorflow": (2, 21)}
 """Oldest versions of what reads strangers' bytes: those of pyproject.toml, which an install may have gone below."""
@@ -86,7 +90,7 @@ def _init(address: str | None, cpus: float, verbose: bool) -> None:
         return
     count = max(os.cpu_count() or 1, int(cpus + 0.999))
     # Inherited, not a runtime_env: Ray would start every worker twice, without it and with it.
-    with _environment(environment):
+    with _environment({**environment, **NODE_ENVIRONMENT}):
         ray.init(
             address="local",  # or Ray would look for one that was started here before, and refuse the number of CPUs
             num_cpus=count,

@@ -101,6 +101,11 @@ def build_replica(job: Job, rank: int, world: int, *, local_world: int = 1, rate
 
 def use_devices(workers: WorkersConfig, threads: int) -> None:
     """Threads of this process (`workers.threads`, or else `threads`), and its one GPU, or none."""
+    # The C library gives each large tensor back to the system, to have its pages zeroed for the next one: with whole
+    # images that was up to half of a step. This allocator keeps them; its limit would be 64 GiB (DECISIONS 110).
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    os.environ.setdefault("TF_CPU_ALLOCATOR_USE_BFC", "true")
+    os.environ.setdefault("TF_CPU_BFC_MEM_LIMIT_IN_MB", str(memory >> 20))
     tf.config.threading.set_intra_op_parallelism_threads(workers.threads or threads)
     gpus = tf.config.list_physical_devices("GPU")[: 1 if workers.gpus else 0]
     tf.config.set_visible_devices(gpus, "GPU")  # the strategy makes a replica of every device that it sees

@@ -46,6 +46,8 @@ class Trial:
         self.masks: dict[Key, list[np.ndarray | None]] = {}
         """What each image must give, one entry for a version; None where it may have no mask."""
         self.codes: list[int] = []
+        self.drivers: list[int] = []
+        """Process ids of the jobs, after which Ray names its folders."""
         self.struck = False
         """Whether what was to disturb a job did."""
         self.stack = ExitStack()
@@ -95,7 +97,7 @@ class Trial:
         settings = [part for setting in self.settings for part in ("--set", setting)]
         command = ["segment", self.input, self.output, "--model", self.bundle, *settings]
         log = (self.root / f"job-{len(self.codes)}.log").open("ab")
-        return psutil.Popen(
+        job = psutil.Popen(
             [sys.executable, "-m", "tests.benchmarks.null_model", *command],
             env={**os.environ, **self.environment, **environment},
             cwd=ROOT,
@@ -103,6 +105,8 @@ class Trial:
             stderr=log,
             start_new_session=True,
         )
+        self.drivers.append(job.pid)
+        return job
 
     def end(self, job: psutil.Popen, seconds: float = 240) -> int:
         """Wait for a job, and kill what is left of it: its code. One that hangs is an error."""
@@ -137,8 +141,10 @@ class Trial:
         return is_running(job)
 
     def was_logged(self, text: str) -> bool:
-        """Whether a job of this trial wrote this, or a process of the last Ray."""
-        logs = [*self.root.glob("job-*.log"), *Path("/tmp/ray/session_latest/logs").glob("worker-*.err")]
+        """Whether a job of this trial wrote this, or a process of its Ray."""
+        logs = [*self.root.glob("job-*.log")]
+        for driver in self.drivers:
+            logs += Path("/tmp/ray").glob(f"session_*_{driver}/logs/worker-*.err")
         return any(text.encode() in log.read_bytes() for log in logs)
 
     def count_chunks(self) -> int:

@@ -1,6 +1,6 @@
 """The recipe of the paper's release, shortened: FCN-32s, 16s and 8s in stages, and FCN-8s at once; test scores of each.
 
-python tests/benchmarks/paper.py WORK/camvid OUT --weights VGG16.npz [--epochs 1]
+python tests/benchmarks/paper.py WORK/camvid OUT --weights VGG16.npz [--epochs 1] [--stages 32s "8s at once"]
 
 WORK/camvid is what camvid.py leaves. Whole images, one in each step, not augmented; sum of the loss over the image,
 momentum 0.99, fixed rates: 1e-10 for 32s and at once, 1e-12 for 16s, 1e-14 for 8s, times 187,500 (the pixels of the
@@ -72,9 +72,10 @@ def main() -> None:
     parser.add_argument("--weights", required=True)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--fc", type=int, default=1024)
+    parser.add_argument("--stages", nargs="+", choices=list(STAGES), default=list(STAGES), help="16s needs 32s, 8s 16s")
     options = parser.parse_args()
     test, columns = str(options.camvid / "test.parquet"), []
-    for name in STAGES:
+    for name in options.stages:
         start = time.monotonic()
         bundle = train_stage(options, name)
         minutes = (time.monotonic() - start) / 60
