@@ -11,12 +11,12 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
-from ray.util.queue import Empty, Queue
+from ray.util.queue import Queue
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fcn_ray import cluster, storage
@@ -148,7 +148,6 @@ class Listener:
         self._hear = hear
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         self._queue = Queue(actor_options={"num_cpus": 0, "scheduling_strategy": here})
-        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._listen, daemon=True)
 
     def __enter__(self) -> Hear:
@@ -157,17 +156,13 @@ class Listener:
         return put
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
+        with suppress(ray.exceptions.RayError):  # then the thread has ended, too
+            self._queue.put_nowait(None)  # behind all records
         self._thread.join()
         self._queue.shutdown(force=True)
 
     def _listen(self) -> None:
-        while True:
-            stopping = self._stop.is_set()
-            try:
-                record = self._queue.get(timeout=0.2)
-            except Empty:
-                if stopping:
-                    return
-                continue
-            self._hear(record)
+        """Asks once for each record and waits: a question every so often would take the workers' cores."""
+        with suppress(ray.exceptions.RayError):  # the queue is gone: whoever tells something next raises that
+            while (record := self._queue.get()) is not None:
+                self._hear(record)
