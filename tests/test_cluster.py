@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 
@@ -151,3 +155,19 @@ def test_an_error_of_ours_comes_out_of_a_task_as_it_was_raised() -> None:
         list(cluster.stream_tasks(fail, [()]))
     with pytest.raises(ray.exceptions.RayTaskError, match="not ours"), cluster.own_errors():
         list(cluster.stream_tasks(fall, [()]))
+
+
+def test_idle_processes_outlive_the_pause_between_two_chunks(ray_session: None, tmp_path: Path) -> None:
+    """More of them than there are CPUs: those Ray would end after a second (DECISIONS 111)."""
+
+    def meet(number: int) -> int:
+        (tmp_path / str(number)).touch()
+        while len(list(tmp_path.iterdir())) < 6:
+            time.sleep(0.05)
+        return os.getpid()
+
+    met = ray.remote(num_cpus=0.5)(meet)
+    processes = ray.get([met.remote(number) for number in range(6)])
+    time.sleep(4)
+    assert len(set(processes)) == 6
+    assert all(map(psutil.pid_exists, processes))
