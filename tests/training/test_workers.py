@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import ray
 
 from fcn_ray.config import TrainConfig
 from fcn_ray.training import group
@@ -138,3 +139,19 @@ def test_a_worker_sees_one_gpu_at_most_and_none_that_it_did_not_ask_for(
     (told,) = _run_probe(tiny_config(data, tmp_path / "out"), monkeypatch, _probe_gpus)
     first = [("/physical_device:GPU:0", True)]
     assert told["seen"] == {0: [], 0.5: first, 1: first}
+
+
+def test_a_listener_hears_all_records_before_it_ends(ray_session: None) -> None:
+    heard: list[dict[str, Any]] = []
+    with group.Listener(heard.append) as tell:
+        for step in range(50):
+            tell({"step": step})
+    assert [record["step"] for record in heard] == list(range(50))
+
+
+def test_a_listener_whose_queue_is_gone_ends_and_the_next_record_raises(ray_session: None) -> None:
+    listener = group.Listener(lambda record: None)
+    with listener as tell:
+        ray.kill(listener._queue.actor)
+        with pytest.raises(ray.exceptions.RayActorError):
+            tell({"step": 1})
