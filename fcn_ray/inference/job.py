@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 import ray
+from ray.data import Dataset
 
 from fcn_ray import __version__, cluster, storage
 from fcn_ray.bundle import Bundle, load_bundle
@@ -41,6 +42,9 @@ logger = logging.getLogger(__name__)
 
 DECODER_VERSION = 2
 """Part of a run's fingerprint: changes when the pixels that the network sees of the same bytes do."""
+
+CHUNKS_A_PASS = 20_000
+"""Ray Data keeps some 9 kB about every block until the pipeline ends: 180 MB, and then new actors are started."""
 
 
 def segment(config: SegmentConfig, *, dry_run: bool = False, verbose: bool = False) -> SegmentReport:
@@ -208,7 +212,7 @@ def _receipts(
     columns: Columns,
     pending: Sequence[ChunkRef],
 ) -> Generator[Receipt, None, None]:
-    """Run the pipeline: the receipt of every chunk as soon as it is committed.
+    """Run the pipeline, once for each `CHUNKS_A_PASS`: the receipt of every chunk as soon as it is committed.
 
     Raises IncompleteError when Ray gives up, or the FcnRayError that a stage raised.
     """
@@ -227,13 +231,15 @@ def _receipts(
         DecodeImages(config.max_pixels),
         Limits(config.decode_seconds, config.decode_memory),
     )
-    dataset = build_pipeline(
-        pending,
-        prepare,
-        Actors(Predictor, arguments, actors, predict),
-        CommitChunks(run, bundle.labels, bundle.digest),
-        config.decode_cpus,
-    )
+    commit = CommitChunks(run, bundle.labels, bundle.digest)
+    pool = Actors(Predictor, arguments, actors, predict)
+    for start in range(0, len(pending), CHUNKS_A_PASS):
+        part = pending[start : start + CHUNKS_A_PASS]
+        yield from _run(build_pipeline(part, prepare, pool, commit, config.decode_cpus))
+
+
+def _run(dataset: Dataset) -> Generator[Receipt, None, None]:
+    """The receipts of one pass, as they come."""
     batches = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
     try:
         with closing(batches):  # takes the actors down, however it ends

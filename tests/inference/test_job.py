@@ -25,6 +25,7 @@ from fcn_ray.config import SegmentConfig
 from fcn_ray.config_text import load_config
 from fcn_ray.errors import BundleError, ConfigError, ForeignOutputError, ResourceError
 from fcn_ray.images.codec import encode_image
+from fcn_ray.inference import job
 from fcn_ray.inference.job import segment
 from fcn_ray.tables import schema
 from fcn_ray.tables.audit import audit
@@ -148,11 +149,14 @@ def test_too_many_bad_images_end_the_job_and_its_actors(tmp_path: Path, tiny_bun
 
 
 @pytest.mark.usefixtures("ray_session")
-def test_the_mask_does_not_depend_on_chunks_or_actors_and_another_bundle_is_another_run(
-    tmp_path: Path, tiny_bundle: Path
+def test_the_mask_does_not_depend_on_chunks_passes_or_actors_and_another_bundle_is_another_run(
+    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = pictures.write_parquet(tmp_path / "in.parquet", 9, sizes=((48, 64), (33, 65)))
-    first = segment(_config(source, tmp_path / "a", tiny_bundle, chunk__rows=2))
+    with monkeypatch.context() as patch:
+        patch.setattr(job, "CHUNKS_A_PASS", 3)
+        first = segment(_config(source, tmp_path / "a", tiny_bundle, chunk__rows=2))
+    assert first.labelled == 9, "in two passes"
     second = segment(_config(source, tmp_path / "b", tiny_bundle, chunk__rows=9, predict__actors=2))
     assert Path(first.run).name == Path(second.run).name
 
