@@ -128,21 +128,22 @@ class Bundle:
     def build(self, precision: Precision = "float32") -> keras.Model:
         """The network with its weights. Raises BundleError when they do not fit the spec or are not finite."""
         uri = storage.join(self.folder, WEIGHTS)
-        data = storage.read_bytes(uri)
-        if 4 * self.spec.fc_channels**2 > len(data):  # fc7: a few bytes must not ask for the memory of a large network
-            raise BundleError(
-                f"{uri} has {len(data)} bytes, too few for fc_channels {self.spec.fc_channels}; get the bundle again"
-            )
-        if (found := storage.digest(data)) != self.weights_sha256:
-            raise BundleError(
-                f"{uri} changed after the bundle was loaded: sha256 {found}, not {self.weights_sha256}; "
-                "put it back, or run the command again"
-            )
-        from fcn_ray.models.fcn import build_fcn
-        from fcn_ray.models.serialisation import assign_weights
+        with storage.on_disk(uri) as file:
+            size, found = file.stat().st_size, storage.digest_file(str(file))
+            if 4 * self.spec.fc_channels**2 > size:  # fc7: a few bytes must not ask for the memory of a large network
+                raise BundleError(
+                    f"{uri} has {size} bytes, too few for fc_channels {self.spec.fc_channels}; get the bundle again"
+                )
+            if found != self.weights_sha256:
+                raise BundleError(
+                    f"{uri} changed after the bundle was loaded: sha256 {found}, not {self.weights_sha256}; "
+                    "put it back, or run the command again"
+                )
+            from fcn_ray.models.fcn import build_fcn
+            from fcn_ray.models.serialisation import assign_weights
 
-        model = build_fcn(self.spec, precision=precision, seed=None)
-        assign_weights(model, data, uri)
+            model = build_fcn(self.spec, precision=precision, seed=None)
+            assign_weights(model, file, uri)
         return model
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import keras
 import numpy as np
 import safetensors
@@ -21,29 +23,30 @@ def dump_weights(model: keras.Model) -> bytes:
     return bytes(safetensors.numpy.save(arrays))
 
 
-def assign_weights(model: keras.Model, data: bytes, where: str) -> None:
-    """Set all weights of `model` from `data`, which came from `where`.
+def assign_weights(model: keras.Model, file: Path, where: str) -> None:
+    """Set all weights of `model` from `file`, which came from `where`; no more than one of them is in memory twice.
 
-    Raises BundleError, and sets nothing, unless `data` holds finite float32 arrays of exactly the names and shapes of
+    Raises BundleError, and sets nothing, unless the file holds finite float32 arrays of exactly the names and shapes of
     the weights.
     """
+    weights = {weight.path: weight for weight in model.weights}
     try:
-        arrays: dict[str, np.ndarray] = safetensors.numpy.load(data)
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
+        with safetensors.safe_open(file, "numpy") as arrays:
+            found = set(arrays.keys())
+            if found != weights.keys():
+                missing, unknown = sorted(weights.keys() - found), sorted(found - weights.keys())
+                raise BundleError(
+                    f"{where} does not fit the network of its spec: missing {missing[:5]}, unknown {unknown[:5]}; "
+                    "get the bundle again, or use the fcn_ray that wrote it"
+                )
+            for name, weight in weights.items():
+                _check_array(arrays.get_tensor(name), tuple(weight.shape), f"{where}: {name}")
+            for name, weight in weights.items():
+                weight.assign(arrays.get_tensor(name))
+    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise BundleError(
             f"{where} is not a safetensors file of NumPy types ({error}); get the bundle again"
         ) from error
-    weights = {weight.path: weight for weight in model.weights}
-    if arrays.keys() != weights.keys():
-        missing, unknown = sorted(weights.keys() - arrays.keys()), sorted(arrays.keys() - weights.keys())
-        raise BundleError(
-            f"{where} does not fit the network of its spec: missing {missing[:5]}, unknown {unknown[:5]}; "
-            "get the bundle again, or use the fcn_ray that wrote it"
-        )
-    for name, weight in weights.items():
-        _check_array(arrays[name], tuple(weight.shape), f"{where}: {name}")
-    for name, weight in weights.items():
-        weight.assign(arrays[name])
 
 
 def _check_array(array: np.ndarray, shape: tuple[int, ...], where: str) -> None:

@@ -10,9 +10,14 @@ does not do it; OutOfReachError when nothing is known of the file: it must not b
 from __future__ import annotations
 
 import hashlib
+import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
+from fcn_ray.errors import StorageError
 from fcn_ray.storage import local, objects
 from fcn_ray.storage.answers import with_patience
 from fcn_ray.storage.uris import Entry, join, local_path, scheme_of
@@ -31,6 +36,7 @@ __all__ = [
     "list_files",
     "list_folders",
     "local_path",
+    "on_disk",
     "open_file",
     "put_if_absent",
     "read_bytes",
@@ -120,6 +126,26 @@ def open_file(uri: str) -> BinaryIO:
     """One file, open for reading anywhere in it; the caller closes it. Raises StorageError as `read_bytes` does."""
     file: BinaryIO = _store(uri).open_file(uri)
     return file
+
+
+@contextmanager
+def on_disk(uri: str) -> Iterator[Path]:
+    """One file as a path of this machine: its own, or that of a copy, which is gone afterwards.
+
+    For what libraries map into memory. Raises StorageError as `read_bytes` does, or when there is no room for a copy.
+    """
+    if is_local(uri):
+        open_file(uri).close()  # raises when it cannot be read
+        yield local_path(uri)
+        return
+    with open_file(uri) as file, TemporaryDirectory(prefix="fcn-ray-") as folder:
+        path = Path(folder, "file")
+        try:
+            with path.open("wb") as copy:
+                shutil.copyfileobj(file, copy, 1 << 20)
+        except OSError as error:
+            raise StorageError(f"{uri} cannot be copied to {folder}: {error.strerror or error}") from error
+        yield path
 
 
 def put_if_absent(uri: str, data: bytes) -> bool:

@@ -185,7 +185,7 @@ def of_surgery(folder: Path) -> Found:
     classifier = build_classifier("alexnet", 10, width=0.05)
     if not weights.exists():
         weights.write_bytes(dump_weights(classifier))
-    assign_weights(classifier, weights.read_bytes(), str(weights))
+    assign_weights(classifier, weights, str(weights))
     yield "classifier/logits", compiled(classifier)(floats(1, 227, 227))
     yield "convolutional/logits", compiled(convolutionalize(classifier))(floats(1, 260, 300))
     coarse = bundle(folder, "coarse", tiny_spec(variant="32s"))

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -13,12 +15,18 @@ from tests.networks import tiny_model, tiny_spec, weight_arrays
 pytestmark = pytest.mark.keras
 
 
-def test_weights_survive_and_random_states_are_left_out() -> None:
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "weights"
+
+
+def test_weights_survive_and_random_states_are_left_out(file: Path) -> None:
     model, other = tiny_model(), build_fcn(tiny_spec(), seed=3)
     data = dump_weights(model)
     assert safetensors.numpy.load(data).keys() == {weight.path for weight in model.weights}
     assert not any("seed" in name for name in safetensors.numpy.load(data))
-    assign_weights(other, data, "w.safetensors")
+    file.write_bytes(data)
+    assign_weights(other, file, "w.safetensors")
     for name, array in weight_arrays(model).items():
         assert np.array_equal(array, weight_arrays(other)[name])
 
@@ -47,17 +55,19 @@ def test_a_diverged_network_is_not_dumped() -> None:
     ],
 )
 def test_arrays_that_do_not_fit_are_refused_and_nothing_is_set(
-    change: dict[str, np.ndarray | None], message: str
+    change: dict[str, np.ndarray | None], message: str, file: Path
 ) -> None:
     model = tiny_model()
     before = weight_arrays(model)
     arrays = {name: np.asarray(array + 1) for name, array in before.items()} | change
-    data = safetensors.numpy.save({name: array for name, array in arrays.items() if array is not None})
+    safetensors.numpy.save_file({name: array for name, array in arrays.items() if array is not None}, file)
     with pytest.raises(BundleError, match=f"^w.safetensors.*{message}"):
-        assign_weights(model, data, "w.safetensors")
+        assign_weights(model, file, "w.safetensors")
     assert all(np.array_equal(array, before[name]) for name, array in weight_arrays(model).items())
 
 
-def test_other_files_are_refused() -> None:
+@pytest.mark.parametrize("content", [b"", b"<!DOCTYPE html>", b"\xff" * 100, bytes(100)])
+def test_other_files_are_refused(content: bytes, file: Path) -> None:
+    file.write_bytes(content)
     with pytest.raises(BundleError, match=r"w.safetensors is not a safetensors file"):
-        assign_weights(tiny_model(), b"<!DOCTYPE html>", "w.safetensors")
+        assign_weights(tiny_model(), file, "w.safetensors")

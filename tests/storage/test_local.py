@@ -213,3 +213,12 @@ def test_a_file_where_a_folder_should_be_is_a_storage_error(
     (tmp_path / "folder").write_bytes(b"")
     with pytest.raises(StorageError, match="folder/below/object cannot be written"):
         write(str(tmp_path / "folder" / "below" / "object"), b"x")
+
+
+def test_a_local_file_is_its_own_path_on_disk(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"a")
+    with storage.on_disk(str(tmp_path / "a")) as path:
+        assert path == tmp_path / "a"
+    assert path.exists()
+    with pytest.raises(StorageError, match="b cannot be read"), storage.on_disk(str(tmp_path / "b")):
+        raise AssertionError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 import subprocess
 import sys
 import threading
@@ -54,6 +55,25 @@ def test_put_if_absent_writes_once(store: Shim, uri: str) -> None:
     assert (storage.is_file(uri), storage.exists(uri)) == (True, True)
     assert (storage.is_file(f"{store.root}/folder"), storage.exists(f"{store.root}/folder/")) == (False, True)
     assert not storage.exists(f"{store.root}/fold")
+
+
+def test_an_object_comes_to_disk_and_goes_again(uri: str) -> None:
+    data = bytes(range(256)) * 5000
+    storage.put_if_absent(uri, data)
+    with storage.on_disk(uri) as path:
+        assert path.read_bytes() == data
+    assert not path.parent.exists()
+
+
+def test_an_object_that_the_disk_has_no_room_for(uri: str) -> None:
+    storage.put_if_absent(uri, bytes(100_000))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, hard))
+    try:
+        with pytest.raises(StorageError, match=f"^{uri} cannot be copied to /"), storage.on_disk(uri):
+            raise AssertionError
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_the_first_of_many_writers_wins(store: Shim, uri: str) -> None:
