@@ -120,6 +120,7 @@ class Bundle:
     digest: str
     """Names the network: equal digests give equal masks."""
     weights_sha256: str
+    weights_bytes: int
     precision: Precision
     """What the network was validated in."""
     answer: Answer | None = None
@@ -246,6 +247,7 @@ def _to_bundle(folder: str, manifest: Manifest) -> Bundle:
         metadata=manifest.metadata,
         digest=manifest.digest(),
         weights_sha256=manifest.weights.sha256,
+        weights_bytes=manifest.weights.bytes,
         precision=manifest.precision,
         answer=Answer(**manifest.probe.model_dump()) if manifest.probe else None,
     )

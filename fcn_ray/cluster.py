@@ -140,6 +140,23 @@ def require(count: int, *, cpus: float, gpus: float, spare_cpus: float, purpose:
         raise ResourceError(f"{count} {purpose} leave no {spare_cpus:g} CPUs to read and decode, {found}: {way_out}")
 
 
+def require_memory(count: int, memory: int, *, cpus: float, gpus: float, spare: int, purpose: str) -> None:
+    """The same for the bytes of `memory` that each of the processes reserves, with `spare` left for what feeds them."""
+    nodes = _alive()
+    room, present = _fits(nodes, cpus, gpus, memory), sum(node.get("memory", 0.0) for node in nodes)
+    found = f"the Ray cluster has {_gigabytes(present)} on {len(nodes)} nodes"
+    if room < count:
+        raise ResourceError(
+            f"{count} {purpose} with {_gigabytes(memory)} of memory each do not fit, {found} with room for {room}"
+        )
+    if present < count * memory + spare:
+        raise ResourceError(f"{count} {purpose} leave no {_gigabytes(spare)} of memory to read and decode, {found}")
+
+
+def _gigabytes(count: float) -> str:
+    return f"{count / 1e9:.1f} GB"
+
+
 def count_room(*, cpus: float, gpus: float, spare_cpus: float) -> int:
     """Processes of `cpus` and `gpus` each that the nodes can hold with `spare_cpus` left over, if nothing else runs."""
     nodes = _alive()
@@ -163,12 +180,14 @@ def _alive() -> list[Mapping[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _fits(nodes: list[Mapping[str, float]], cpus: float, gpus: float) -> int:
+def _fits(nodes: list[Mapping[str, float]], cpus: float, gpus: float, memory: float = 0) -> int:
     """Counted node by node, since a process cannot be spread over two."""
     room = 0
     for node in nodes:
-        fits = int(node.get("CPU", 0.0) / cpus + 1e-9)
-        room += min(fits, _gpu_shares(node, gpus)) if gpus else fits
+        fits = [int(node.get("CPU", 0.0) / cpus + 1e-9)]
+        fits += [_gpu_shares(node, gpus)] if gpus else []
+        fits += [int(node.get("memory", 0.0) / memory)] if memory else []
+        room += min(fits)
     return room
 
 

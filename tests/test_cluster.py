@@ -37,8 +37,15 @@ def ask(count, *, cpus, gpus=0, spare_cpus=0):
     except ResourceError as error:
         return str(error)
 
-nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "num_gpus": 0, "include_dashboard": False})
-nodes.add_node(num_cpus=1, num_gpus=2)
+def ask_memory(count, memory, spare=0, gpus=0):
+    try:
+        cluster.require_memory(count, memory, cpus=1, gpus=gpus, spare=spare, purpose="workers")
+    except ResourceError as error:
+        return str(error)
+
+head = {"num_cpus": 2, "num_gpus": 0, "memory": 2 * 10**9, "include_dashboard": False}
+nodes = Cluster(initialize_head=True, head_node_args=head)
+nodes.add_node(num_cpus=1, num_gpus=2, memory=10**9)
 cluster.connect(nodes.address)
 found = {
     "three of 1 CPU": ask(3, cpus=1),
@@ -50,6 +57,13 @@ found = {
     "one of 2 CPUs and 1 GPU": ask(1, cpus=2, gpus=1),
     "four of 0.4 GPUs": ask(4, cpus=0.2, gpus=0.4),
     "five of 0.4 GPUs": ask(5, cpus=0.2, gpus=0.4),
+    "three of 1 GB": ask_memory(3, 10**9),
+    "four of 1 GB": ask_memory(4, 10**9),
+    "one of 2.5 GB": ask_memory(1, 25 * 10**8),
+    "two of 1.2 GB": ask_memory(2, 12 * 10**8),
+    "one of 1.2 GB with a GPU": ask_memory(1, 12 * 10**8, gpus=1),
+    "two of 1 GB, 1 GB to spare": ask_memory(2, 10**9, spare=10**9),
+    "two of 1 GB, 1.1 GB to spare": ask_memory(2, 10**9, spare=11 * 10**8),
     "room": [cluster.count_room(cpus=c, gpus=g, spare_cpus=s) for c, g, s in ROOM],
     "shares": [cluster.count_gpu_shares(gpus=gpus) for gpus in (0.1, 0.4, 0.5, 1, 2, 3)],
 }
@@ -113,6 +127,20 @@ def test_the_cpus_of_two_nodes_do_not_add_up_to_one_worker(two_nodes: dict[str, 
 def test_cpus_on_one_node_and_a_gpu_on_another_do_not_make_a_worker(two_nodes: dict[str, Any]) -> None:
     assert "1 workers of 2 CPUs and 1 GPUs each do not fit" in two_nodes["one of 2 CPUs and 1 GPU"]
     assert "with room for 0" in two_nodes["one of 2 CPUs and 1 GPU"]
+
+
+def test_memory_is_counted_node_by_node_too(two_nodes: dict[str, Any]) -> None:
+    assert two_nodes["three of 1 GB"] is None
+    assert "4 workers with 1.0 GB of memory each do not fit" in two_nodes["four of 1 GB"]
+    assert two_nodes["one of 2.5 GB"] == (
+        "1 workers with 2.5 GB of memory each do not fit, the Ray cluster has 3.0 GB on 2 nodes with room for 0"
+    )
+    assert two_nodes["two of 1.2 GB"].endswith("with room for 1")
+    assert two_nodes["one of 1.2 GB with a GPU"].endswith("with room for 0")
+    assert two_nodes["two of 1 GB, 1 GB to spare"] is None
+    assert two_nodes["two of 1 GB, 1.1 GB to spare"] == (
+        "2 workers leave no 1.1 GB of memory to read and decode, the Ray cluster has 3.0 GB on 2 nodes"
+    )
 
 
 def test_a_share_of_a_gpu_is_not_spread_over_two(two_nodes: dict[str, Any]) -> None:

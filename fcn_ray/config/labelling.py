@@ -30,6 +30,8 @@ class PredictConfig(Section):
     """GPUs for each actor; may be a fraction."""
     cpus: float = Field(default=1, gt=0)
     """CPUs that each actor reserves from Ray."""
+    memory: int = Field(default=0, ge=0)
+    """Bytes of memory that each actor reserves from Ray; 0 takes what the network, its weights and a batch may need."""
     threads: int = Field(default=0, ge=0)
     """TensorFlow threads of each actor; 0 takes all cores of its node, or its share when it has several actors."""
     batch_pixels: Positive = 1_600_000

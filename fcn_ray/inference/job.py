@@ -21,7 +21,8 @@ from fcn_ray.errors import EXIT_BAD_IMAGES, EXIT_COMPLETE, ForeignOutputError, I
 from fcn_ray.inference.bad_limits import BadLimits, is_above
 from fcn_ray.inference.labelling import Labelling
 from fcn_ray.inference.limits import Limits
-from fcn_ray.inference.pipeline import Actors, build_pipeline
+from fcn_ray.inference.memory import require_memory, reserve
+from fcn_ray.inference.pipeline import Actors, Shares, build_pipeline
 from fcn_ray.inference.precision import SLOW, cpu_emulates_bfloat16, settle_precision
 from fcn_ray.inference.predictor import Predictor
 from fcn_ray.inference.preparing import PrepareChunks
@@ -76,7 +77,7 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, verbose: bool = Fal
             work = plan_work(run, config, columns, since)
             status.write("running", images=work.images, skipped=work.skipped, done=0)
             if work.pending:
-                _connect(config, verbose)
+                _connect(config, bundle, verbose)
                 chunks = order_chunks(work.pending, lock.find_other())
                 limits = BadLimits(config.max_bad_fraction, config.max_bad_consecutive, work.images, work.stale)
                 receipts = _receipts(config, bundle, precision, run, columns, chunks)
@@ -184,7 +185,7 @@ def _allowed(config: SegmentConfig) -> tuple[str, ...]:
     return tuple(sorted(storage.absolute(prefix) for prefix in config.allow_paths))
 
 
-def _connect(config: SegmentConfig, verbose: bool) -> None:
+def _connect(config: SegmentConfig, bundle: Bundle, verbose: bool) -> None:
     """Ray, with room for the actors and for one decoding task at least."""
     predict = config.predict
     cpus = max(predict.actors, 1) * predict.cpus + 2 * config.decode_cpus
@@ -193,6 +194,7 @@ def _connect(config: SegmentConfig, verbose: bool) -> None:
     cluster.require(
         actors, cpus=predict.cpus, gpus=predict.gpus, spare_cpus=config.decode_cpus, purpose="prediction actors"
     )
+    require_memory(reserve(config, bundle), actors, predict)
 
 
 def _count_actors(predict: PredictConfig) -> int:
@@ -232,10 +234,11 @@ def _receipts(
         Limits(config.decode_seconds, config.decode_memory),
     )
     commit = CommitChunks(run, bundle.labels, bundle.digest)
-    pool = Actors(Predictor, arguments, actors, predict)
+    pool = Actors(Predictor, arguments, actors)
+    shares = Shares(reserve(config, bundle), predict, config.decode_cpus)
     for start in range(0, len(pending), CHUNKS_A_PASS):
         part = pending[start : start + CHUNKS_A_PASS]
-        yield from _run(build_pipeline(part, prepare, pool, commit, config.decode_cpus))
+        yield from _run(build_pipeline(part, prepare, pool, commit, shares))
 
 
 def _run(dataset: Dataset) -> Generator[Receipt, None, None]:

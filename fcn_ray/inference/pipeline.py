@@ -33,12 +33,29 @@ delay it by minutes, where there are many."""
 
 @dataclass(frozen=True, slots=True)
 class Actors:
-    """The stage with state: its class and constructor arguments, how many actors, and what each reserves."""
+    """The stage with state: its class and constructor arguments, and how many actors."""
 
     stage: Callable[..., Any]
     arguments: Mapping[str, Any]
     count: int
-    config: PredictConfig
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes that each process of a stage reserves from Ray."""
+
+    prepare: int
+    predict: int
+    commit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Shares:
+    """What each process of a stage reserves from Ray: `predict` has the CPUs and GPUs of an actor."""
+
+    memory: Memory
+    predict: PredictConfig
+    stage_cpus: float
 
 
 def build_pipeline(
@@ -46,7 +63,7 @@ def build_pipeline(
     prepare: PrepareChunks,
     predict: Actors,
     commit: CommitChunks,
-    stage_cpus: float,
+    shares: Shares,
 ) -> Dataset:
     """The lazy dataset whose rows are receipts; running it labels and commits `chunks`.
 
@@ -58,8 +75,9 @@ def build_pipeline(
     options.enable_progress_bars = False
     options.raise_original_map_exception = True  # an error of ours must come out as one
     options.execution_options.preserve_order = False
+    memory, cpus = shares.memory, shares.stage_cpus
     retried: dict[str, Any] = {"max_retries": MAX_TASK_RETRIES}
-    restarts = {"max_restarts": predict.config.max_restarts, "max_task_retries": MAX_PREDICT_RETRIES}
+    restarts = {"max_restarts": shares.predict.max_restarts, "max_task_retries": MAX_PREDICT_RETRIES}
     whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
     # One call at a time, but in the actor's own thread: in another one it would not know its attempt.
     actors = ActorPoolStrategy(size=predict.count, max_tasks_in_flight_per_actor=2, enable_true_multi_threading=True)
@@ -70,17 +88,18 @@ def build_pipeline(
         )
     split = described.repartition(target_num_rows_per_block=1)
     # No public way to say so: it would take a whole CPU, which nobody may have left.
-    split._logical_plan.dag.ray_remote_args["num_cpus"] = stage_cpus
+    split._logical_plan.dag.ray_remote_args["num_cpus"] = cpus
     return (
-        split.map_batches_internal(prepare, num_cpus=stage_cpus, **whole, **retried)
+        split.map_batches_internal(prepare, num_cpus=cpus, memory=memory.prepare, **whole, **retried)
         .map_batches_internal(
             predict.stage,
             fn_constructor_kwargs=dict(predict.arguments),
             compute=actors,
-            num_cpus=predict.config.cpus,
-            num_gpus=predict.config.gpus,
+            num_cpus=shares.predict.cpus,
+            num_gpus=shares.predict.gpus,
+            memory=memory.predict,
             **whole,
             **restarts,
         )
-        .map_batches_internal(commit, num_cpus=stage_cpus, **whole, **retried)
+        .map_batches_internal(commit, num_cpus=cpus, memory=memory.commit, **whole, **retried)
     )

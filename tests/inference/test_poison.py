@@ -20,7 +20,7 @@ from fcn_ray.config import ChunkConfig, PredictConfig
 from fcn_ray.images.codec import encode_image
 from fcn_ray.inference import pipeline
 from fcn_ray.inference.limits import Limits
-from fcn_ray.inference.pipeline import Actors, build_pipeline
+from fcn_ray.inference.pipeline import Actors, Memory, Shares, build_pipeline
 from fcn_ray.inference.predictor import Prediction, Predictor
 from fcn_ray.inference.preparing import PrepareChunks
 from fcn_ray.inference.stages import CommitChunks, DecodeImages, ReadChunks
@@ -102,13 +102,15 @@ def test_poison_for_the_network_is_one_row_each(
         PrepareChunks(
             ReadChunks(run.uri, understand_input(run.input), Columns()), DecodeImages(10**6), Limits(60, 2**31)
         ),
-        Actors(_MortalPredictor, arguments, 1, settings),
+        Actors(_MortalPredictor, arguments, 1),
         CommitChunks(run, bundle.labels, bundle.digest),
-        0.5,
+        Shares(Memory(prepare=3_000_000, predict=2_000_000, commit=1_000_000), settings, 0.5),
     )
-    split = dataset._logical_plan.dag
+    split, reserved = dataset._logical_plan.dag, []
     while not isinstance(split, StreamingRepartition):
+        reserved.append(split.ray_remote_args["memory"])
         (split,) = split.input_dependencies
+    assert reserved == [1_000_000, 2_000_000, 3_000_000]
     assert split.ray_remote_args == {"num_cpus": 0.5}, "a whole CPU may not be there, and Ray would wait for ever"
     assert dataset.count() == 3
     statuses = _statuses(tmp_path / "out")

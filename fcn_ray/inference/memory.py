@@ -1,0 +1,74 @@
+"""How much memory a labelling job reserves for each of its processes: a formula of the bundle and the settings.
+
+Bounds of what was measured (`tests/benchmarks/predict_memory.py`), in bytes, of a process's own memory: what it shares,
+as Ray's object store, is not in it. One image above `PIXELS_ROOM` comes on top, within `decode_memory`.
+"""
+
+from __future__ import annotations
+
+from fcn_ray import cluster
+from fcn_ray.bundle import Bundle
+from fcn_ray.config import ModelSpec, PredictConfig, SegmentConfig
+from fcn_ray.errors import ResourceError
+from fcn_ray.inference.pipeline import Memory
+from fcn_ray.inference.stages import PIXELS_ROOM
+
+TASK = 200_000_000
+"""A process that reads, decodes or commits, before it has images."""
+PREDICTOR = 300_000_000
+"""The same with Keras and its backend."""
+GPU_PREDICTOR = 3_000_000_000
+"""The same with the libraries of a GPU. Not measured."""
+WEIGHT_COPIES = 3
+"""Weights in memory at most, while they are loaded."""
+PIXEL = 32
+"""Bytes of a pixel on its way into the network and as a class: uint8, normalised float32, masks of what is inside."""
+FLOAT = 4
+FEATURE_COPIES, SCORE_COPIES = 3, 4
+"""Of the largest features, and of the scores at full resolution, at the same moment."""
+
+CHANNELS_PER_PIXEL = {
+    "vgg16": 64.0,
+    "alexnet": 6.0,
+    "alexnet_torchvision": 4.0,
+    "resnet50": 16.0,
+    "mobilenetv3_large": 16.0,
+    "mobilenetv3_small": 4.0,
+}
+"""Channels of a backbone's largest features over its stride squared, at width 1."""
+
+
+def reserve(config: SegmentConfig, bundle: Bundle) -> Memory:
+    """What the processes of a job may need; `predict.memory` is taken as it is.
+
+    With a GPU the features are in its memory, and not in this.
+    """
+    predict = config.predict
+    network = GPU_PREDICTOR if predict.gpus else PREDICTOR + _features(bundle.spec, config)
+    return Memory(
+        prepare=TASK + config.chunk.bytes + PIXELS_ROOM,
+        predict=predict.memory or network + WEIGHT_COPIES * bundle.weights_bytes + PIXELS_ROOM,
+        commit=TASK + PIXELS_ROOM // 3,  # masks have one byte where images have three
+    )
+
+
+def require_memory(memory: Memory, actors: int, predict: PredictConfig) -> None:
+    """Raise ResourceError when the nodes cannot hold the actors and one task that feeds them."""
+    purpose = "prediction actors"
+    try:
+        cluster.require_memory(
+            actors, memory.predict, cpus=predict.cpus, gpus=predict.gpus, spare=memory.prepare, purpose=purpose
+        )
+    except ResourceError as error:
+        raise ResourceError(
+            f"{error}: take fewer actors, lower predict.batch_pixels, predict.tile_pixels or chunk.bytes, "
+            "or say with predict.memory what an actor really takes"
+        ) from error
+
+
+def _features(spec: ModelSpec, config: SegmentConfig) -> int:
+    """Of the largest batch, which is one tile if that is larger."""
+    pixels = max(config.predict.batch_pixels, config.predict.tile_pixels)
+    features = FEATURE_COPIES * CHANNELS_PER_PIXEL[spec.backbone] * spec.width
+    scores = SCORE_COPIES * spec.num_classes
+    return int(pixels * (PIXEL + FLOAT * max(features, scores)))
