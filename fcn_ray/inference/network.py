@@ -68,7 +68,7 @@ def compile_network(bundle: Bundle, threads: int, precision: Precision) -> Netwo
 
     model = bundle.build(precision)
     if on_tensorflow:
-        predict = _compile_tensorflow(build_predict_fn(model, bundle.preprocessing, _argmax_tensorflow))
+        predict = _compile_tensorflow(build_predict_fn(model, bundle.preprocessing, _argmax_tensorflow), model)
     else:
         predict = _compile_jax(build_predict_fn(model, bundle.preprocessing), model)
     answer = ask(predict)
@@ -128,17 +128,24 @@ def _argmax_tensorflow(logits: Any) -> Any:
     return tf.argmax(logits, axis=-1, output_type=tf.int32)
 
 
-def _compile_tensorflow(function: Callable[..., Any]) -> PredictFunction:
-    """One graph for all sizes: it never retraces."""
+def _compile_tensorflow(function: Callable[..., Any], model: Any) -> PredictFunction:
+    """One graph for all sizes, or one more for single images: it never retraces."""
     import tensorflow as tf
+
+    from fcn_ray.inference.halves import in_halves, lacks_fast_single
 
     signature = [
         tf.TensorSpec((None, None, None, 3), tf.uint8),
         tf.TensorSpec((None, 2), tf.int32),
         tf.TensorSpec((None, 4), tf.int32),
     ]
-    compiled: PredictFunction = tf.function(function, input_signature=signature, autograph=False)
-    return compiled
+    several: PredictFunction = tf.function(function, input_signature=signature, autograph=False)
+    if tf.config.list_physical_devices("GPU") or not lacks_fast_single():
+        return several
+    traced = tf.function(function, input_signature=signature, autograph=False)
+    with in_halves(model):
+        single: PredictFunction = traced.get_concrete_function()
+    return lambda images, *boxes: (single if len(images) == 1 else several)(images, *boxes)
 
 
 def _compile_jax(function: Callable[..., Any], model: Any) -> PredictFunction:

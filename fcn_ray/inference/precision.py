@@ -26,9 +26,14 @@ def settle_precision(wanted: Literal["auto"] | Precision, bundle: Bundle) -> Pre
 
 def cpu_emulates_bfloat16() -> bool:
     """Whether this machine's CPU says that it lacks the instructions; False where it says nothing."""
+    flags = cpu_flags()
+    return bool(flags) and not flags & CPU_FLAGS
+
+
+def cpu_flags() -> set[str]:
+    """What this machine's CPU says that it has; nothing where it says nothing."""
     try:
         text = CPU_INFO.read_text(encoding="utf-8")
     except OSError:
-        return False
-    flags = {flag for line in text.splitlines() if line.startswith(("flags", "Features")) for flag in line.split()}
-    return bool(flags) and not flags & CPU_FLAGS
+        return set()
+    return {flag for line in text.splitlines() if line.startswith(("flags", "Features")) for flag in line.split()}
