@@ -21,7 +21,7 @@ from fcn_ray.errors import EXIT_BAD_IMAGES, EXIT_COMPLETE, ForeignOutputError, I
 from fcn_ray.inference.bad_limits import BadLimits, is_above
 from fcn_ray.inference.labelling import Labelling
 from fcn_ray.inference.limits import Limits
-from fcn_ray.inference.memory import require_memory, reserve
+from fcn_ray.inference.memory import describe, require_memory, reserve
 from fcn_ray.inference.pipeline import Actors, Shares, build_pipeline
 from fcn_ray.inference.precision import SLOW, cpu_emulates_bfloat16, settle_precision
 from fcn_ray.inference.predictor import Predictor
@@ -65,7 +65,8 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, verbose: bool = Fal
     if precision == "bfloat16" and on_this_cpu and cpu_emulates_bfloat16():
         logger.warning(SLOW, "the CPU")
     if dry_run:
-        return _preview(config, columns, fingerprint(identity, bundle.labels), since)
+        report = _preview(config, columns, fingerprint(identity, bundle.labels), since)
+        return replace(report, memory=describe(reserve(config, bundle)))
     about = {"fcn_ray": __version__, "ray": ray.__version__, "config": config.model_dump(mode="json")}
     run = open_run(config.output, config.input, identity, bundle.labels, about)
     lock = RunLock(run.uri)

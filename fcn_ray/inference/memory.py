@@ -24,8 +24,8 @@ WEIGHT_COPIES = 3
 PIXEL = 32
 """Bytes of a pixel on its way into the network and as a class: uint8, normalised float32, masks of what is inside."""
 FLOAT = 4
-FEATURE_COPIES, SCORE_COPIES = 3, 4
-"""Of the largest features, and of the scores at full resolution, at the same moment."""
+COPIES = 4
+"""Of the largest features, or of the scores at full resolution, at the same moment."""
 
 CHANNELS_PER_PIXEL = {
     "vgg16": 64.0,
@@ -66,9 +66,14 @@ def require_memory(memory: Memory, actors: int, predict: PredictConfig) -> None:
         ) from error
 
 
+def describe(memory: Memory) -> str:
+    """One line of it."""
+    predict, prepare, commit = (f"{count / 1e9:.1f} GB" for count in (memory.predict, memory.prepare, memory.commit))
+    return f"{predict} for each actor, {prepare} for each task that decodes, {commit} for each that commits"
+
+
 def _features(spec: ModelSpec, config: SegmentConfig) -> int:
     """Of the largest batch, which is one tile if that is larger."""
     pixels = max(config.predict.batch_pixels, config.predict.tile_pixels)
-    features = FEATURE_COPIES * CHANNELS_PER_PIXEL[spec.backbone] * spec.width
-    scores = SCORE_COPIES * spec.num_classes
-    return int(pixels * (PIXEL + FLOAT * max(features, scores)))
+    channels = max(CHANNELS_PER_PIXEL[spec.backbone] * spec.width, spec.num_classes)
+    return int(pixels * (PIXEL + FLOAT * COPIES * channels))

@@ -45,6 +45,8 @@ class SegmentReport:
     """Why the job ended early, or at its last image: too many were bad."""
     left: int = 0
     """Images that are still to do."""
+    memory: str = ""
+    """What each process would reserve; of a dry run."""
     found: int = 0
     """Those of `labelled` that somebody else stored first: another job, or an attempt that died behind its put."""
 
@@ -78,6 +80,7 @@ class SegmentReport:
     def _work_lines(self) -> Iterator[str]:
         if self.dry_run:
             yield f"plan: {self.images - self.skipped} of {self.images} images to do, {self.skipped} done before"
+            yield f"memory: {self.memory}"
         elif self.labelled:
             rate = f", {self.images_per_second:.1f} images/s once started" if self.images_per_second else ""
             yield f"{self.labelled} images labelled in {format_duration(self.seconds)}{rate}"

@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from fcn_ray.config import PredictConfig, SegmentConfig
+from fcn_ray.config import ModelSpec, PredictConfig, SegmentConfig
 from fcn_ray.config_text import load_config
 from fcn_ray.errors import ConfigError, ForeignOutputError, IncompleteError
 from fcn_ray.inference import job
@@ -28,6 +28,14 @@ from fcn_ray.tables.planfile import ChunkRef
 from fcn_ray.tables.runs import Run
 from tests.tables.failing import Key, commit_rows
 from tests.tables.making import LABELS, write_images, write_table
+
+BUNDLE: dict[str, Any] = {
+    "digest": "feed",
+    "labels": LABELS,
+    "precision": "float32",
+    "spec": ModelSpec(num_classes=2),
+    "weights_bytes": 0,
+}
 
 
 class Night:
@@ -70,9 +78,8 @@ class Night:
 @pytest.fixture
 def night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Night:
     night = Night(tmp_path)
-    facts = {"digest": "feed", "labels": LABELS, "precision": "float32"}
-    monkeypatch.setattr(job, "load_bundle", lambda model: SimpleNamespace(**facts, folder=model))
-    monkeypatch.setattr(job, "_connect", lambda config, verbose: None)
+    monkeypatch.setattr(job, "load_bundle", lambda model: SimpleNamespace(**BUNDLE, folder=model))
+    monkeypatch.setattr(job, "_connect", lambda *_: None)
     monkeypatch.setattr(job, "_receipts", night.receipts)
     return night
 
@@ -156,7 +163,7 @@ class Pipelines:
 
     def run(self, count: int) -> Generator[Receipt, None, None]:
         config = SegmentConfig(input="in", output="out", model="bundle", predict=PredictConfig(actors=1))
-        bundle = SimpleNamespace(digest="feed", labels=LABELS, folder="")
+        bundle = SimpleNamespace(**BUNDLE, folder="")
         run = Run("out/run=feed", "feed", "in", LABELS)
         chunks = [ChunkRef(str(index), 1, index, index, 1) for index in range(count)]
         return job._receipts(config, bundle, "float32", run, Columns(), chunks)  # type: ignore[arg-type]
@@ -200,7 +207,10 @@ def test_what_failed_is_tried_again_on_request_and_then_counts_no_more(night: Ni
     assert night.run(max_bad_fraction=0.2).labelled == 1, "what the first left"
     assert night.run().labelled == 0, "only on request"
     preview = night.run(dry_run=True, retry_failed="passing")
-    assert next(iter(preview.lines())) == "plan: 1 of 5 images to do, 4 done before"
+    assert list(preview.lines())[:2] == [
+        "plan: 1 of 5 images to do, 4 done before",
+        "memory: 3.0 GB for each actor, 0.8 GB for each task that decodes, 0.4 GB for each that commits",
+    ]
     report = night.run(max_bad_fraction=0.2, retry_failed="passing")
     assert (report.images, report.labelled, report.skipped, report.too_bad) == (5, 1, 4, False)
     assert report.statuses == {"corrupt": 1, "ok": 4}
