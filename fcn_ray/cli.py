@@ -230,6 +230,36 @@ def segment(
     return EXIT_BAD_IMAGES if report.too_bad else EXIT_COMPLETE
 
 
+@app.command(epilog="Example:  fcn-ray benchmark photos/ trial/ --model runs/street/bundle --gpus-per-actor 1")
+def benchmark(
+    input: Annotated[str | None, typer.Argument(help="What `fcn-ray segment` takes.")] = None,
+    output: Annotated[str | None, typer.Argument(help="New folder for the masks.")] = None,
+    model: Annotated[str | None, typer.Option(help="Bundle folder, as `fcn-ray train` leaves it.")] = None,
+    config: ConfigFile = None,
+    actors: Annotated[int | None, typer.Option(help="Actors that hold the network (0: by the cluster).")] = None,
+    gpus_per_actor: Annotated[float | None, typer.Option(help="GPUs for each actor; may be a fraction.")] = None,
+    address: Address = None,
+    settings: Settings = None,
+    verbose: Verbose = False,
+) -> int:
+    """Label a collection, then run the network alone on as many actors: how much of the hardware the job used."""
+    from fcn_ray.config import SegmentConfig
+    from fcn_ray.inference.benchmark import benchmark as run
+    from fcn_ray.reports.console import print_lines
+
+    flags = {
+        "input": input,
+        "output": output,
+        "model": model,
+        "predict.actors": actors,
+        "predict.gpus": gpus_per_actor,
+        "address": address,
+    }
+    report = run(_load(SegmentConfig, config, settings, flags), verbose=verbose)
+    print_lines(report.lines())
+    return EXIT_BAD_IMAGES if report.job.too_bad else EXIT_COMPLETE
+
+
 @app.command(
     epilog="Examples:  fcn-ray evaluate masks/ val.parquet (after: fcn-ray segment val.parquet masks/ ...)   |   "
     "fcn-ray evaluate masks/ labels/ --json scores.json"

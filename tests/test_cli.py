@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-COMMANDS = ["demo", "import", "check", "train", "segment", "evaluate", "audit", "export", "config show"]
+COMMANDS = ["demo", "import", "check", "train", "segment", "benchmark", "evaluate", "audit", "export", "config show"]
 COMMANDS += ["config network"]
 
 

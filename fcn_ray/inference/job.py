@@ -191,14 +191,14 @@ def _connect(config: SegmentConfig, bundle: Bundle, verbose: bool) -> None:
     predict = config.predict
     cpus = max(predict.actors, 1) * predict.cpus + 2 * config.decode_cpus
     cluster.connect(config.address, cpus=cpus, verbose=verbose)
-    actors = _count_actors(predict)
+    actors = count_actors(predict)
     cluster.require(
         actors, cpus=predict.cpus, gpus=predict.gpus, spare_cpus=config.decode_cpus, purpose="prediction actors"
     )
     require_memory(reserve(config, bundle), actors, predict)
 
 
-def _count_actors(predict: PredictConfig) -> int:
+def count_actors(predict: PredictConfig) -> int:
     """As asked for; else as many as the cluster's GPUs hold, or one for each node."""
     if predict.actors:
         return predict.actors
@@ -220,7 +220,7 @@ def _receipts(
     Raises IncompleteError when Ray gives up, or the FcnRayError that a stage raised.
     """
     predict = config.predict
-    actors = _count_actors(predict)
+    actors = count_actors(predict)
     arguments = {
         "bundle": storage.absolute(bundle.folder),
         "digest": bundle.digest,
