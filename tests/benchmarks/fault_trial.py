@@ -222,9 +222,12 @@ def _is_right(row: dict[str, Any], mask: np.ndarray | None) -> bool:
     return np.array_equal(np.asarray(Image.open(io.BytesIO(row["mask"]["bytes"]))), mask)
 
 
-def is_running(job: psutil.Popen) -> bool:
+def is_running(job: psutil.Process) -> bool:
     """Not ended, whether somebody has waited for it or not."""
-    return bool(job.is_running() and job.status() != psutil.STATUS_ZOMBIE)
+    try:
+        return bool(job.is_running() and job.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:  # in between
+        return False
 
 
 def session(leader: int) -> list[psutil.Process]:
@@ -243,7 +246,7 @@ def session(leader: int) -> list[psutil.Process]:
 def kill_session(leader: int) -> None:
     """SIGKILL to all of them, until there is none."""
     for _ in range(20):
-        alive = [process for process in session(leader) if process.status() != psutil.STATUS_ZOMBIE]
+        alive = [process for process in session(leader) if is_running(process)]
         for process in alive:
             with suppress(psutil.Error):
                 process.kill()
