@@ -17,6 +17,7 @@ import math
 import platform
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, ValidationError, model_validator
@@ -130,22 +131,27 @@ class Bundle:
         """The network with its weights. Raises BundleError when they do not fit the spec or are not finite."""
         uri = storage.join(self.folder, WEIGHTS)
         with storage.on_disk(uri) as file:
-            size, found = file.stat().st_size, storage.digest_file(str(file))
+            size = file.stat().st_size
             if 4 * self.spec.fc_channels**2 > size:  # fc7: a few bytes must not ask for the memory of a large network
                 raise BundleError(
                     f"{uri} has {size} bytes, too few for fc_channels {self.spec.fc_channels}; get the bundle again"
                 )
-            if found != self.weights_sha256:
-                raise BundleError(
-                    f"{uri} changed after the bundle was loaded: sha256 {found}, not {self.weights_sha256}; "
-                    "put it back, or run the command again"
-                )
+            self._check_unchanged(file)
             from fcn_ray.models.fcn import build_fcn
             from fcn_ray.models.serialisation import assign_weights
 
             model = build_fcn(self.spec, precision=precision, seed=None)
             assign_weights(model, file, uri)
+            self._check_unchanged(file)  # what was read is what was checked
         return model
+
+    def _check_unchanged(self, file: Path) -> None:
+        """Raise BundleError unless the file, or copy, is what model.json names."""
+        if (found := storage.digest_file(str(file))) != self.weights_sha256:
+            raise BundleError(
+                f"{storage.join(self.folder, WEIGHTS)} changed after the bundle was loaded: sha256 {found}, not "
+                f"{self.weights_sha256}; put it back, or run the command again"
+            )
 
 
 class TakenError(BundleError):

@@ -141,7 +141,8 @@ def require(count: int, *, cpus: float, gpus: float, spare_cpus: float, purpose:
 
 
 def require_memory(count: int, memory: int, *, cpus: float, gpus: float, spare: int, purpose: str) -> None:
-    """The same for the bytes of `memory` that each of the processes reserves, with `spare` left for what feeds them."""
+    """The same for the bytes of `memory` that each of the processes reserves, with `spare` left for what feeds them, on
+    one of the nodes that have a CPU."""
     nodes = _alive()
     room, present = _fits(nodes, cpus, gpus, memory), sum(node.get("memory", 0.0) for node in nodes)
     found = f"the Ray cluster has {_gigabytes(present)} on {len(nodes)} nodes"
@@ -149,19 +150,26 @@ def require_memory(count: int, memory: int, *, cpus: float, gpus: float, spare: 
         raise ResourceError(
             f"{count} {purpose} with {_gigabytes(memory)} of memory each do not fit, {found} with room for {room}"
         )
-    if present < count * memory + spare:
-        raise ResourceError(f"{count} {purpose} leave no {_gigabytes(spare)} of memory to read and decode, {found}")
+    beside = [
+        _fits([*nodes[:i], {**node, "memory": node.get("memory", 0.0) - spare}, *nodes[i + 1 :]], cpus, gpus, memory)
+        for i, node in enumerate(nodes)
+        if node.get("CPU", 0.0) and node.get("memory", 0.0) >= spare
+    ]
+    if max(beside, default=0) < count:
+        left = f"{_gigabytes(spare)} of memory on one node to read, decode and store"
+        raise ResourceError(f"{count} {purpose} leave no {left}, {found}")
 
 
 def _gigabytes(count: float) -> str:
     return f"{count / 1e9:.1f} GB"
 
 
-def count_room(*, cpus: float, gpus: float, spare_cpus: float) -> int:
-    """Processes of `cpus` and `gpus` each that the nodes can hold with `spare_cpus` left over, if nothing else runs."""
+def count_room(*, cpus: float, gpus: float, spare_cpus: float, memory: float = 0) -> int:
+    """Processes of `cpus`, `gpus` and `memory` each that the nodes can hold, if nothing else runs, with `spare_cpus`
+    left over."""
     nodes = _alive()
     cluster_cpus = sum(node.get("CPU", 0.0) for node in nodes)
-    return max(0, min(_fits(nodes, cpus, gpus), int((cluster_cpus - spare_cpus) / cpus + 1e-9)))
+    return max(0, min(_fits(nodes, cpus, gpus, memory), int((cluster_cpus - spare_cpus) / cpus + 1e-9)))
 
 
 def count_free(*, cpus: float, gpus: float) -> int:
@@ -202,9 +210,9 @@ def _gpu_shares(node: Mapping[str, float], gpus: float) -> int:
     return int(present) * int(1 / gpus + 1e-9) if gpus < 1 else int(present / gpus + 1e-9)
 
 
-def count_nodes(*, cpus: float) -> int:
-    """Nodes that can run work that reserves `cpus`."""
-    return sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= cpus)
+def count_nodes(*, cpus: float, memory: float = 0) -> int:
+    """Nodes that can run work that reserves `cpus` and `memory`."""
+    return sum(1 for node in _alive() if node.get("CPU", 0) >= cpus and node.get("memory", 0) >= memory)
 
 
 def find_own_error(error: BaseException) -> FcnRayError | None:

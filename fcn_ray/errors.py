@@ -101,7 +101,7 @@ class DataError(FcnRayError):
 
 
 class ResourceError(FcnRayError):
-    """The cluster does not have the CPUs or GPUs that the job asks for."""
+    """The cluster does not have the CPUs, GPUs or memory that the job asks for."""
 
     exit_code = 2
 

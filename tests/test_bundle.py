@@ -17,6 +17,7 @@ from fcn_ray.bundle import Bundle, grow, load_bundle, save_bundle
 from fcn_ray.config import CAFFE_PREPROCESSING, Preprocessing
 from fcn_ray.errors import BundleError
 from fcn_ray.labels import LabelSet
+from fcn_ray.models import serialisation
 from tests.networks import tiny_model, tiny_spec, weight_arrays
 
 pytestmark = pytest.mark.keras
@@ -235,6 +236,18 @@ def test_every_defect_is_refused_by_name(folder: Path, defect: str) -> None:
 def test_weights_that_change_after_loading_are_refused(folder: Path) -> None:
     bundle = load_bundle(str(folder))
     flip_a_bit(folder)
+    with pytest.raises(BundleError, match="changed after the bundle was loaded"):
+        bundle.build()
+
+
+def test_weights_that_change_while_they_are_read_are_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, assign = load_bundle(str(folder)), serialisation.assign_weights
+
+    def change(*given: Any) -> None:
+        assign(*given)
+        flip_a_bit(folder)
+
+    monkeypatch.setattr(serialisation, "assign_weights", change)
     with pytest.raises(BundleError, match="changed after the bundle was loaded"):
         bundle.build()
 

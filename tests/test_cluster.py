@@ -63,7 +63,7 @@ found = {
     "two of 1.2 GB": ask_memory(2, 12 * 10**8),
     "one of 1.2 GB with a GPU": ask_memory(1, 12 * 10**8, gpus=1),
     "two of 1 GB, 1 GB to spare": ask_memory(2, 10**9, spare=10**9),
-    "two of 1 GB, 1.1 GB to spare": ask_memory(2, 10**9, spare=11 * 10**8),
+    "two of 0.9 GB, 1.2 GB to spare": ask_memory(2, 9 * 10**8, spare=12 * 10**8),
     "room": [cluster.count_room(cpus=c, gpus=g, spare_cpus=s) for c, g, s in ROOM],
     "shares": [cluster.count_gpu_shares(gpus=gpus) for gpus in (0.1, 0.4, 0.5, 1, 2, 3)],
 }
@@ -138,8 +138,9 @@ def test_memory_is_counted_node_by_node_too(two_nodes: dict[str, Any]) -> None:
     assert two_nodes["two of 1.2 GB"].endswith("with room for 1")
     assert two_nodes["one of 1.2 GB with a GPU"].endswith("with room for 0")
     assert two_nodes["two of 1 GB, 1 GB to spare"] is None
-    assert two_nodes["two of 1 GB, 1.1 GB to spare"] == (
-        "2 workers leave no 1.1 GB of memory to read and decode, the Ray cluster has 3.0 GB on 2 nodes"
+    assert two_nodes["two of 0.9 GB, 1.2 GB to spare"] == (
+        "2 workers leave no 1.2 GB of memory on one node to read, decode and store, "
+        "the Ray cluster has 3.0 GB on 2 nodes"
     )
 
 

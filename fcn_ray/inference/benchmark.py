@@ -16,15 +16,19 @@ from fcn_ray import cluster
 from fcn_ray.bundle import load_bundle
 from fcn_ray.config import SegmentConfig
 from fcn_ray.errors import ConfigError
-from fcn_ray.inference.job import count_actors, segment
+from fcn_ray.inference.job import count_actors, predictor_arguments, segment
 from fcn_ray.inference.memory import reserve
 from fcn_ray.inference.precision import settle_precision
 from fcn_ray.inference.report import SegmentReport
+from fcn_ray.inference.stages import PIXELS_ROOM
 from fcn_ray.tables.current import read_masks
 from fcn_ray.tables.schema import HEIGHT, OK, STATUS, WIDTH
 
 SECONDS = 10.0
 """For which every actor predicts, at least, once it is warm."""
+
+LEAST_CHUNKS = 3
+"""Fewer say too little of a rate, which is between the first and the last that was stored."""
 
 Size = tuple[int, int]
 """Height and width."""
@@ -61,43 +65,45 @@ class BenchmarkReport:
 def benchmark(config: SegmentConfig, *, verbose: bool = False) -> BenchmarkReport:
     """Label `config.input` into an output that is new, then predict noise of the same sizes on as many actors.
 
-    Raises ConfigError when nothing was labelled, or too little to tell a rate; what `segment` raises else.
+    Raises ConfigError when the output had masks before, or when there is too little to tell a rate; else what `segment`
+    raises, and what an image of noise fails with.
     """
     report = segment(config, verbose=verbose)
-    if not report.labelled:
-        raise ConfigError(f"{report.run} has all its masks, so nothing was measured: choose another output folder")
-    if report.images_per_second is None:
-        raise ConfigError(f"{report.labelled} images are one chunk, and tell no rate: take more, or lower chunk.rows")
+    if report.skipped or report.found or not report.labelled:
+        raise ConfigError(f"{report.run} had masks before, so nothing was measured: choose another output folder")
+    least = LEAST_CHUNKS * config.chunk.rows
+    if not report.images_per_second or report.labelled < least:
+        raise ConfigError(
+            f"{report.labelled} images tell no rate: take {least} and more, {LEAST_CHUNKS} chunks, or lower chunk.rows"
+        )
     sizes = _sample(config, report.run)
     rates = _predict_alone(config, sizes)
     return BenchmarkReport(report, tuple(rates), sum(height * width for height, width in sizes) / len(sizes) / 1e6)
 
 
 def _sample(config: SegmentConfig, run: str) -> list[Size]:
-    """Sizes of as many images with a mask as a chunk has."""
+    """Sizes of the first images with a mask: a chunk's, in no more memory than a chunk has."""
     rows = read_masks(config.output, run.rpartition("/")[2]).head(
         config.chunk.rows, columns=[HEIGHT, WIDTH], filter=ds.field(STATUS) == OK
     )
     if not len(rows):
         raise ConfigError(f"no image of {config.input} has a mask: {run} says why (columns status and error)")
-    return list(zip(rows[HEIGHT].to_pylist(), rows[WIDTH].to_pylist(), strict=True))
+    sizes: list[Size] = list(zip(rows[HEIGHT].to_pylist(), rows[WIDTH].to_pylist(), strict=True))
+    room = np.cumsum([3 * height * width for height, width in sizes])
+    return sizes[: max(1, int(np.searchsorted(room, PIXELS_ROOM, side="right")))]
 
 
 def _predict_alone(config: SegmentConfig, sizes: Sequence[Size]) -> list[float]:
     """Images per second of each actor, while all of them predict."""
     predict, bundle = config.predict, load_bundle(config.model)
-    actors = count_actors(predict)
-    arguments = {
-        "bundle": bundle.folder,
-        "digest": bundle.digest,
-        "config": predict,
-        "sharers": math.ceil(actors / max(1, cluster.count_nodes(cpus=predict.cpus))),
-        "precision": settle_precision(predict.precision, bundle),
-    }
-    alone = ray.remote(num_cpus=predict.cpus, num_gpus=predict.gpus, memory=reserve(config, bundle).predict)(_Alone)
+    memory = reserve(config, bundle)
+    actors = count_actors(predict, memory)
+    arguments = predictor_arguments(predict, bundle, settle_precision(predict.precision, bundle), actors)
+    alone = ray.remote(num_cpus=predict.cpus, num_gpus=predict.gpus, memory=memory.predict)(_Alone)
     workers = [alone.remote(arguments, sizes) for _ in range(actors)]
-    ray.get([worker.warm_up.remote() for worker in workers])
-    rates: list[float] = ray.get([worker.measure.remote(SECONDS) for worker in workers])
+    with cluster.own_errors():
+        ray.get([worker.predict.remote() for worker in workers])  # once over all images, so that every size was there
+        rates: list[float] = ray.get([worker.measure.remote(SECONDS) for worker in workers])
     return rates
 
 
@@ -111,14 +117,16 @@ class _Alone:
         self._predictor = Predictor(**arguments)
         self._images = [noise.integers(0, 255, (*size, 3), np.uint8) for size in sizes]
 
-    def warm_up(self) -> None:
-        """Once over all images, so that every size was there."""
-        self._predictor.predict(self._images)
+    def predict(self) -> None:
+        """Once over all images. Raises what an image fails with: only masks are to be counted."""
+        for outcome in self._predictor.predict(self._images):
+            if isinstance(outcome, Exception):
+                raise outcome
 
     def measure(self, seconds: float) -> float:
         """Images per second over so long, or a bit longer."""
         start, count = time.monotonic(), 0
         while time.monotonic() - start < seconds:
-            self._predictor.predict(self._images)
+            self.predict()
             count += len(self._images)
         return count / (time.monotonic() - start)

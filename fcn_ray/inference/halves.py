@@ -23,7 +23,7 @@ Convolution = Callable[[Any, Any], Any]
 def lacks_fast_single() -> bool:
     """Whether this machine's CPU is one of those, and oneDNN is not switched off."""
     flags = cpu_flags()
-    return "avx2" in flags and "avx512f" not in flags and os.environ.get("TF_ENABLE_ONEDNN_OPTS") != "0"
+    return "avx2" in flags and "avx512f" not in flags and os.environ.get("TF_ENABLE_ONEDNN_OPTS") not in ("0", "false")
 
 
 @contextmanager

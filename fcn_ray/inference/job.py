@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, replace
 from datetime import datetime
+from functools import partial
 from typing import Any
 
 import ray
@@ -22,7 +23,7 @@ from fcn_ray.inference.bad_limits import BadLimits, is_above
 from fcn_ray.inference.labelling import Labelling
 from fcn_ray.inference.limits import Limits
 from fcn_ray.inference.memory import describe, require_memory, reserve
-from fcn_ray.inference.pipeline import Actors, Shares, build_pipeline
+from fcn_ray.inference.pipeline import Actors, Memory, Shares, build_pipeline
 from fcn_ray.inference.precision import SLOW, cpu_emulates_bfloat16, settle_precision
 from fcn_ray.inference.predictor import Predictor
 from fcn_ray.inference.preparing import PrepareChunks
@@ -191,20 +192,22 @@ def _connect(config: SegmentConfig, bundle: Bundle, verbose: bool) -> None:
     predict = config.predict
     cpus = max(predict.actors, 1) * predict.cpus + 2 * config.decode_cpus
     cluster.connect(config.address, cpus=cpus, verbose=verbose)
-    actors = count_actors(predict)
+    memory = reserve(config, bundle)
+    actors = count_actors(predict, memory)
     cluster.require(
         actors, cpus=predict.cpus, gpus=predict.gpus, spare_cpus=config.decode_cpus, purpose="prediction actors"
     )
-    require_memory(reserve(config, bundle), actors, predict)
+    require_memory(memory, actors, predict)
 
 
-def count_actors(predict: PredictConfig) -> int:
-    """As asked for; else as many as the cluster's GPUs hold, or one for each node."""
+def count_actors(predict: PredictConfig, memory: Memory) -> int:
+    """As asked for; else as many as the cluster's GPUs and memory hold, or one for each node that holds one."""
     if predict.actors:
         return predict.actors
     if predict.gpus:
-        return max(1, cluster.count_gpu_shares(gpus=predict.gpus))
-    return max(1, cluster.count_nodes(cpus=predict.cpus))
+        room = cluster.count_room(cpus=predict.cpus, gpus=predict.gpus, spare_cpus=0, memory=memory.predict)
+        return max(1, room or cluster.count_gpu_shares(gpus=predict.gpus))
+    return max(1, cluster.count_nodes(cpus=predict.cpus, memory=memory.predict))
 
 
 def _receipts(
@@ -219,33 +222,37 @@ def _receipts(
 
     Raises IncompleteError when Ray gives up, or the FcnRayError that a stage raised.
     """
-    predict = config.predict
-    actors = count_actors(predict)
-    arguments = {
-        "bundle": storage.absolute(bundle.folder),
-        "digest": bundle.digest,
-        "config": predict,
-        "sharers": math.ceil(actors / max(1, cluster.count_nodes(cpus=predict.cpus))),
-        "precision": precision,
-        "run_uri": run.uri,
-    }
+    memory = reserve(config, bundle)
+    actors = count_actors(config.predict, memory)
     prepare = PrepareChunks(
         ReadChunks(run.uri, understand_input(run.input), columns, _allowed(config)),
         DecodeImages(config.max_pixels),
         Limits(config.decode_seconds, config.decode_memory),
     )
     commit = CommitChunks(run, bundle.labels, bundle.digest)
+    arguments = predictor_arguments(config.predict, bundle, precision, actors) | {"run_uri": run.uri}
     pool = Actors(Predictor, arguments, actors)
-    shares = Shares(reserve(config, bundle), predict, config.decode_cpus)
+    shares = Shares(memory, config.predict, config.decode_cpus)
     for start in range(0, len(pending), CHUNKS_A_PASS):
         part = pending[start : start + CHUNKS_A_PASS]
-        yield from _run(build_pipeline(part, prepare, pool, commit, shares))
+        yield from _run(partial(build_pipeline, part, prepare, pool, commit, shares))
 
 
-def _run(dataset: Dataset) -> Generator[Receipt, None, None]:
+def predictor_arguments(predict: PredictConfig, bundle: Bundle, precision: Precision, actors: int) -> dict[str, Any]:
+    """What each of `actors` Predictors is made with, wherever it is."""
+    return {
+        "bundle": storage.absolute(bundle.folder),
+        "digest": bundle.digest,
+        "config": predict,
+        "sharers": math.ceil(actors / max(1, cluster.count_nodes(cpus=predict.cpus))),
+        "precision": precision,
+    }
+
+
+def _run(build: Callable[[], Dataset]) -> Generator[Receipt, None, None]:
     """The receipts of one pass, as they come."""
-    batches = iter(dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
     try:
+        batches = iter(build().iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
         with closing(batches):  # takes the actors down, however it ends
             for batch in batches:
                 yield from read_receipts(batch)

@@ -1,7 +1,8 @@
 """How much memory a labelling job reserves for each of its processes: a formula of the bundle and the settings.
 
-Bounds of what was measured (`tests/benchmarks/predict_memory.py`), in bytes, of a process's own memory: what it shares,
-as Ray's object store, is not in it. One image above `PIXELS_ROOM` comes on top, within `decode_memory`.
+Bounds of what was measured (`tests/benchmarks/predict_memory.py`: TensorFlow, float32, geometry "same"), in bytes, of a
+process's own memory: what it shares, as Ray's object store, is not in it. On top come one image above `PIXELS_ROOM`,
+within `decode_memory`, what `chunk.bytes` does not count (paths in tables), and the padding of geometry "paper".
 """
 
 from __future__ import annotations
@@ -53,11 +54,11 @@ def reserve(config: SegmentConfig, bundle: Bundle) -> Memory:
 
 
 def require_memory(memory: Memory, actors: int, predict: PredictConfig) -> None:
-    """Raise ResourceError when the nodes cannot hold the actors and one task that feeds them."""
-    purpose = "prediction actors"
+    """Raise ResourceError when the nodes cannot hold the actors, and on one of them a task before and one behind."""
+    spare, purpose = memory.prepare + memory.commit, "prediction actors"
     try:
         cluster.require_memory(
-            actors, memory.predict, cpus=predict.cpus, gpus=predict.gpus, spare=memory.prepare, purpose=purpose
+            actors, memory.predict, cpus=predict.cpus, gpus=predict.gpus, spare=spare, purpose=purpose
         )
     except ResourceError as error:
         raise ResourceError(

@@ -170,6 +170,8 @@ class Predictor:
 
     def predict(self, images: list[np.ndarray]) -> list[Prediction | Exception]:
         """What each image (H, W, 3) uint8 RGB is given, or what went wrong with it."""
+        if self._refused is not None:
+            raise self._refused
         found: list[Prediction | Exception] = []
         work: list[tuple[int, Tile]] = []
         for index, image in enumerate(images):

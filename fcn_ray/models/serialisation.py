@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import keras
@@ -10,7 +12,7 @@ import safetensors
 import safetensors.numpy
 from keras import ops
 
-from fcn_ray.errors import BundleError
+from fcn_ray.errors import BundleError, StorageError
 
 
 def dump_weights(model: keras.Model) -> bytes:
@@ -30,23 +32,31 @@ def assign_weights(model: keras.Model, file: Path, where: str) -> None:
     the weights.
     """
     weights = {weight.path: weight for weight in model.weights}
+    with _readable(where), safetensors.safe_open(file, "numpy") as arrays:
+        found = set(arrays.keys())
+        if found != weights.keys():
+            missing, unknown = sorted(weights.keys() - found), sorted(found - weights.keys())
+            raise BundleError(
+                f"{where} does not fit the network of its spec: missing {missing[:5]}, unknown {unknown[:5]}; "
+                "get the bundle again, or use the fcn_ray that wrote it"
+            )
+        for name, weight in weights.items():
+            _check_array(arrays.get_tensor(name), tuple(weight.shape), f"{where}: {name}")
+        for name, weight in weights.items():
+            weight.assign(arrays.get_tensor(name))
+
+
+@contextmanager
+def _readable(where: str) -> Iterator[None]:
+    """BundleError for what safetensors says of a file, StorageError when it cannot be read."""
     try:
-        with safetensors.safe_open(file, "numpy") as arrays:
-            found = set(arrays.keys())
-            if found != weights.keys():
-                missing, unknown = sorted(weights.keys() - found), sorted(found - weights.keys())
-                raise BundleError(
-                    f"{where} does not fit the network of its spec: missing {missing[:5]}, unknown {unknown[:5]}; "
-                    "get the bundle again, or use the fcn_ray that wrote it"
-                )
-            for name, weight in weights.items():
-                _check_array(arrays.get_tensor(name), tuple(weight.shape), f"{where}: {name}")
-            for name, weight in weights.items():
-                weight.assign(arrays.get_tensor(name))
-    except (safetensors.SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+        yield
+    except (safetensors.SafetensorError, AttributeError) as error:  # the latter: a type that NumPy has not
         raise BundleError(
             f"{where} is not a safetensors file of NumPy types ({error}); get the bundle again"
         ) from error
+    except OSError as error:
+        raise StorageError(f"{where} cannot be read: {error.strerror or error}") from error
 
 
 def _check_array(array: np.ndarray, shape: tuple[int, ...], where: str) -> None:

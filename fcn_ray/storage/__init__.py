@@ -142,7 +142,7 @@ def on_disk(uri: str) -> Iterator[Path]:
         path = Path(folder, "file")
         try:
             with path.open("wb") as copy:
-                shutil.copyfileobj(file, copy, 1 << 20)
+                shutil.copyfileobj(file, copy, 16 << 20)
         except OSError as error:
             raise StorageError(f"{uri} cannot be copied to {folder}: {error.strerror or error}") from error
         yield path

@@ -5,14 +5,17 @@ from __future__ import annotations
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
-from fcn_ray.config import SegmentConfig
+from fcn_ray.bundle import load_bundle
+from fcn_ray.config import PredictConfig, SegmentConfig
 from fcn_ray.config_text import load_config
-from fcn_ray.errors import ConfigError
+from fcn_ray.errors import BundleError, ConfigError
 from fcn_ray.images.codec import encode_image
 from fcn_ray.inference import benchmark as measuring
 from fcn_ray.inference.benchmark import BenchmarkReport, benchmark
@@ -40,8 +43,12 @@ def test_the_ratio_is_that_of_the_job_to_all_networks() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"labelled": 0, "skipped": 10}, "has all its masks, so nothing was measured: choose another output"),
-        ({"images_per_second": None}, "10 images are one chunk, and tell no rate"),
+        ({"labelled": 0, "skipped": 10}, "had masks before, so nothing was measured: choose another output"),
+        ({"skipped": 1}, "had masks before"),
+        ({"found": 4}, "had masks before"),
+        ({"images_per_second": None}, "10 images tell no rate: take 12 and more, 3 chunks"),
+        ({"images_per_second": 0.0}, "tell no rate"),
+        ({}, "10 images tell no rate"),
     ],
 )
 def test_a_job_that_tells_nothing_is_refused(
@@ -69,6 +76,26 @@ def test_a_job_and_its_network_on_two_actors(
     assert 20 * 32 / 1e6 < report.megapixels < 48 * 64 / 1e6
     assert 0 < report.ratio < float("inf")
     assert re.fullmatch(r"the job reached \d+\.\d\d of it", list(report.lines())[-1])
+
+
+@pytest.mark.keras
+def test_a_network_that_fails_counts_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
+    digest = load_bundle(str(tiny_bundle)).digest
+    tiled = PredictConfig(threads=0).model_copy(update={"tile_pixels": 32 * 32})
+    arguments = {"bundle": str(tiny_bundle), "digest": digest, "config": tiled}
+    with pytest.raises(BundleError, match="nowhere"):
+        measuring._Alone(arguments | {"bundle": f"{tmp_path}/nowhere"}, [(32, 32)]).predict()
+    alone = measuring._Alone(arguments, [(32, 32), (2000, 2000)])
+    with pytest.raises(ValueError, match="tile"):
+        alone.predict()
+
+
+def test_a_sample_has_the_room_of_a_chunk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = pa.table({"height": [10, 20, 30], "width": [10, 20, 30]})
+    monkeypatch.setattr(measuring, "read_masks", lambda *_: SimpleNamespace(head=lambda *_, **__: rows))
+    for room, count in ((299, 1), (1499, 1), (1500, 2), (10**6, 3)):
+        monkeypatch.setattr(measuring, "PIXELS_ROOM", room)
+        assert measuring._sample(_config(tmp_path, "bundle"), "out/run=feed") == [(10, 10), (20, 20), (30, 30)][:count]
 
 
 @pytest.mark.ray

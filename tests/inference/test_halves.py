@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from fcn_ray.bundle import load_bundle
+from fcn_ray.errors import BundleError
 from fcn_ray.inference import halves, network, precision
 from fcn_ray.inference.halves import in_halves
 from fcn_ray.models.layers import GroupedConv2D
@@ -128,3 +129,36 @@ def test_one_image_goes_in_halves_where_that_is_faster(
         found[text] = [np.asarray(part) for part in (*one, *many)]
     for mine, theirs in zip(found[AVX2], found[AVX512], strict=True):
         assert np.allclose(mine, theirs, atol=1e-3)
+
+
+def test_both_graphs_are_asked_before_the_first_image(
+    cpu: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The one of single images computes no numbers here: only where it is taken that shows."""
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "1")
+    monkeypatch.setattr(
+        halves, "_halve", lambda layer: lambda inputs, kernel: np.nan * inputs[..., :1] * kernel[0, 0, 0]
+    )
+    bundle = load_bundle(str(tiny_bundle))
+    cpu.write_text(AVX512)
+    network.compile_network(bundle, 0, "float32")
+    cpu.write_text(AVX2)
+    with pytest.raises(BundleError, match="does not compute what"):
+        network.compile_network(bundle, 0, "float32")
+
+
+def test_the_graph_of_batches_is_asked_too(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = network._compile_tensorflow
+
+    def spoil_batches(*given: Any) -> Any:
+        predict = compiled(*given)
+
+        def spoilt(images: np.ndarray, *boxes: np.ndarray) -> Any:
+            masks, pixels, confidence = predict(images, *boxes)
+            return masks, pixels, confidence / len(images)
+
+        return spoilt
+
+    monkeypatch.setattr(network, "_compile_tensorflow", spoil_batches)
+    with pytest.raises(BundleError, match="does not compute what"):
+        network.compile_network(load_bundle(str(tiny_bundle)), 0, "float32")

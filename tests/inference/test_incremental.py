@@ -153,7 +153,7 @@ class Pipelines:
         self.given: list[Sequence[ChunkRef]] = []
         self.batches: list[Generator[pa.Table, None, None]] = []
         monkeypatch.setattr(job, "build_pipeline", self.build)
-        monkeypatch.setattr(job.cluster, "count_nodes", lambda cpus: 1)
+        monkeypatch.setattr(job.cluster, "count_nodes", lambda **_: 1)
 
     def build(self, chunks: Sequence[ChunkRef], *_: Any) -> Any:
         receipts = [Receipt(chunk.chunk_id, 1, 1, "", {"ok": 1}, True) for chunk in chunks]
