@@ -27,7 +27,13 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
     assert not loaded & {"ray", "keras", "tensorflow", "pyarrow", "numpy", "pydantic", "PIL"}
 
 
-@pytest.mark.parametrize("module", ["fcn_ray.inference.stages", "fcn_ray.inference.pipeline", "fcn_ray.inference.job"])
+def test_a_job_that_has_nothing_to_do_does_not_wait_for_ray() -> None:
+    assert not _loaded_after("import fcn_ray.inference.job") & {"ray", "pandas"}
+
+
+@pytest.mark.parametrize(
+    "module", ["fcn_ray.inference.stages", "fcn_ray.inference.pipeline", "fcn_ray.inference.execution"]
+)
 def test_what_a_decoding_worker_imports_is_free_of_keras(module: str) -> None:
     assert not _loaded_after(f"import {module}") & {"keras", "tensorflow"}
 

@@ -16,7 +16,8 @@ from fcn_ray import cluster
 from fcn_ray.bundle import load_bundle
 from fcn_ray.config import SegmentConfig
 from fcn_ray.errors import ConfigError
-from fcn_ray.inference.job import count_actors, predictor_arguments, segment
+from fcn_ray.inference.execution import count_actors, predictor_arguments
+from fcn_ray.inference.job import segment
 from fcn_ray.inference.memory import reserve
 from fcn_ray.inference.precision import settle_precision
 from fcn_ray.inference.report import SegmentReport

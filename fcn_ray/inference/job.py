@@ -3,39 +3,28 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from datetime import datetime
-from functools import partial
+from importlib.metadata import version
 from typing import Any
 
-import ray
-from ray.data import Dataset
-
-from fcn_ray import __version__, cluster, storage
+from fcn_ray import __version__, storage
 from fcn_ray.bundle import Bundle, load_bundle
-from fcn_ray.config import Precision, PredictConfig, SegmentConfig
-from fcn_ray.errors import EXIT_BAD_IMAGES, EXIT_COMPLETE, ForeignOutputError, IncompleteError
+from fcn_ray.config import Precision, SegmentConfig
+from fcn_ray.errors import EXIT_BAD_IMAGES, EXIT_COMPLETE, ForeignOutputError
 from fcn_ray.inference.bad_limits import BadLimits, is_above
 from fcn_ray.inference.labelling import Labelling
-from fcn_ray.inference.limits import Limits
-from fcn_ray.inference.memory import describe, require_memory, reserve
-from fcn_ray.inference.pipeline import Actors, Memory, Shares, build_pipeline
+from fcn_ray.inference.memory import describe, reserve
 from fcn_ray.inference.precision import SLOW, cpu_emulates_bfloat16, settle_precision
-from fcn_ray.inference.predictor import Predictor
-from fcn_ray.inference.preparing import PrepareChunks
 from fcn_ray.inference.report import SegmentReport
-from fcn_ray.inference.stages import CommitChunks, DecodeImages, ReadChunks, read_receipts
 from fcn_ray.inference.status import JobStatus
 from fcn_ray.inference.work import Work, finish_work, order_chunks, plan_work, preview_work
 from fcn_ray.tables.columns import Columns
-from fcn_ray.tables.commit import Receipt
-from fcn_ray.tables.inputs import absolute_input, understand_input
+from fcn_ray.tables.inputs import absolute_input
 from fcn_ray.tables.lock import RunLock
-from fcn_ray.tables.planfile import ChunkRef
+from fcn_ray.tables.places import spell_places
 from fcn_ray.tables.runs import Run, check_output, fingerprint, open_run, run_uri
 from fcn_ray.tables.schema import OK, trim_error
 from fcn_ray.tables.since import parse_since
@@ -44,9 +33,6 @@ logger = logging.getLogger(__name__)
 
 DECODER_VERSION = 2
 """Part of a run's fingerprint: changes when the pixels that the network sees of the same bytes do."""
-
-CHUNKS_A_PASS = 20_000
-"""Ray Data keeps some 9 kB about every block until the pipeline ends: 180 MB, and then new actors are started."""
 
 
 def segment(config: SegmentConfig, *, dry_run: bool = False, verbose: bool = False) -> SegmentReport:
@@ -62,13 +48,11 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, verbose: bool = Fal
     columns = Columns(config.image_column, config.id_column, config.carry)
     precision = settle_precision(config.predict.precision, bundle)
     identity = _identify(config, bundle, columns, precision)
-    on_this_cpu = not config.predict.gpus and not cluster.find_address(config.address)
-    if precision == "bfloat16" and on_this_cpu and cpu_emulates_bfloat16():
-        logger.warning(SLOW, "the CPU")
+    _warn_of_emulation(config, precision)
     if dry_run:
         report = _preview(config, columns, fingerprint(identity, bundle.labels), since)
         return replace(report, memory=describe(reserve(config, bundle)))
-    about = {"fcn_ray": __version__, "ray": ray.__version__, "config": config.model_dump(mode="json")}
+    about = {"fcn_ray": __version__, "ray": version("ray"), "config": config.model_dump(mode="json")}
     run = open_run(config.output, config.input, identity, bundle.labels, about)
     lock = RunLock(run.uri)
     _heed(lock.find_other(), run, config)
@@ -79,10 +63,12 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, verbose: bool = Fal
             work = plan_work(run, config, columns, since)
             status.write("running", images=work.images, skipped=work.skipped, done=0)
             if work.pending:
-                _connect(config, bundle, verbose)
+                from fcn_ray.inference import execution  # Ray's imports: a second or two that others need not wait
+
+                execution.connect(config, bundle, verbose)
                 chunks = order_chunks(work.pending, lock.find_other())
                 limits = BadLimits(config.max_bad_fraction, config.max_bad_consecutive, work.images, work.stale)
-                receipts = _receipts(config, bundle, precision, run, columns, chunks)
+                receipts = execution.run_chunks(config, bundle, precision, run, columns, chunks)
                 labelling.follow(receipts, work.todo, limits, status)
             ended_early = labelling.stopped is not None and labelling.done < work.todo
             statuses = labelling.statuses if ended_early else finish_work(run, work, labelling.receipts)
@@ -110,10 +96,19 @@ def _identify(config: SegmentConfig, bundle: Bundle, columns: Columns, precision
         "columns": asdict(columns),  # other images, ids or carried columns are other rows
     }
     if config.allow_paths:
-        identity["allow_paths"] = _allowed(config)
+        identity["allow_paths"] = spell_places(config.allow_paths)
     if precision != "float32":
         identity["precision"] = precision
     return identity
+
+
+def _warn_of_emulation(config: SegmentConfig, precision: Precision) -> None:
+    """When the CPU that will predict is this one, and computes in bfloat16 by way of float32."""
+    if precision == "bfloat16" and not config.predict.gpus and cpu_emulates_bfloat16():
+        from fcn_ray.cluster import find_address  # imports Ray
+
+        if not find_address(config.address):
+            logger.warning(SLOW, "the CPU")
 
 
 def _heed(other: str | None, run: Run, config: SegmentConfig) -> None:
@@ -180,86 +175,3 @@ def _preview(config: SegmentConfig, columns: Columns, run_id: str, since: dateti
 
 def _format(since: datetime | None) -> str:
     return since.isoformat(" ", "seconds") if since else ""
-
-
-def _allowed(config: SegmentConfig) -> tuple[str, ...]:
-    """The prefixes of `allow_paths`, spelled so that every worker takes them for the same places."""
-    return tuple(sorted(storage.absolute(prefix) for prefix in config.allow_paths))
-
-
-def _connect(config: SegmentConfig, bundle: Bundle, verbose: bool) -> None:
-    """Ray, with room for the actors and for one decoding task at least."""
-    predict = config.predict
-    cpus = max(predict.actors, 1) * predict.cpus + 2 * config.decode_cpus
-    cluster.connect(config.address, cpus=cpus, verbose=verbose)
-    memory = reserve(config, bundle)
-    actors = count_actors(predict, memory)
-    cluster.require(
-        actors, cpus=predict.cpus, gpus=predict.gpus, spare_cpus=config.decode_cpus, purpose="prediction actors"
-    )
-    require_memory(memory, actors, predict)
-
-
-def count_actors(predict: PredictConfig, memory: Memory) -> int:
-    """As asked for; else as many as the cluster's GPUs and memory hold, or one for each node that holds one."""
-    if predict.actors:
-        return predict.actors
-    if predict.gpus:
-        room = cluster.count_room(cpus=predict.cpus, gpus=predict.gpus, spare_cpus=0, memory=memory.predict)
-        return max(1, room or cluster.count_gpu_shares(gpus=predict.gpus))
-    return max(1, cluster.count_nodes(cpus=predict.cpus, memory=memory.predict))
-
-
-def _receipts(
-    config: SegmentConfig,
-    bundle: Bundle,
-    precision: Precision,
-    run: Run,
-    columns: Columns,
-    pending: Sequence[ChunkRef],
-) -> Generator[Receipt, None, None]:
-    """Run the pipeline, once for each `CHUNKS_A_PASS`: the receipt of every chunk as soon as it is committed.
-
-    Raises IncompleteError when Ray gives up, or the FcnRayError that a stage raised.
-    """
-    memory = reserve(config, bundle)
-    actors = count_actors(config.predict, memory)
-    prepare = PrepareChunks(
-        ReadChunks(run.uri, understand_input(run.input), columns, _allowed(config)),
-        DecodeImages(config.max_pixels),
-        Limits(config.decode_seconds, config.decode_memory),
-    )
-    commit = CommitChunks(run, bundle.labels, bundle.digest)
-    arguments = predictor_arguments(config.predict, bundle, precision, actors) | {"run_uri": run.uri}
-    pool = Actors(Predictor, arguments, actors)
-    shares = Shares(memory, config.predict, config.decode_cpus)
-    for start in range(0, len(pending), CHUNKS_A_PASS):
-        part = pending[start : start + CHUNKS_A_PASS]
-        yield from _run(partial(build_pipeline, part, prepare, pool, commit, shares))
-
-
-def predictor_arguments(predict: PredictConfig, bundle: Bundle, precision: Precision, actors: int) -> dict[str, Any]:
-    """What each of `actors` Predictors is made with, wherever it is."""
-    return {
-        "bundle": storage.absolute(bundle.folder),
-        "digest": bundle.digest,
-        "config": predict,
-        "sharers": math.ceil(actors / max(1, cluster.count_nodes(cpus=predict.cpus))),
-        "precision": precision,
-    }
-
-
-def _run(build: Callable[[], Dataset]) -> Generator[Receipt, None, None]:
-    """The receipts of one pass, as they come."""
-    try:
-        batches = iter(build().iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0))
-        with closing(batches):  # takes the actors down, however it ends
-            for batch in batches:
-                yield from read_receipts(batch)
-    except (ray.exceptions.RayError, RuntimeError) as error:
-        own = cluster.find_own_error(error)
-        if own is not None:
-            raise own from error
-        raise IncompleteError(
-            f"the pipeline stopped: {cluster.last_line(error)}. What is committed is safe: the same command goes on"
-        ) from error

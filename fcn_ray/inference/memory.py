@@ -7,11 +7,9 @@ within `decode_memory`, what `chunk.bytes` does not count (paths in tables), and
 
 from __future__ import annotations
 
-from fcn_ray import cluster
 from fcn_ray.bundle import Bundle
-from fcn_ray.config import ModelSpec, PredictConfig, SegmentConfig
-from fcn_ray.errors import ResourceError
-from fcn_ray.inference.pipeline import Memory
+from fcn_ray.config import ModelSpec, SegmentConfig
+from fcn_ray.inference.shares import Memory
 from fcn_ray.inference.stages import PIXELS_ROOM
 
 TASK = 200_000_000
@@ -51,20 +49,6 @@ def reserve(config: SegmentConfig, bundle: Bundle) -> Memory:
         predict=predict.memory or network + WEIGHT_COPIES * bundle.weights_bytes + PIXELS_ROOM,
         commit=TASK + PIXELS_ROOM // 3,  # masks have one byte where images have three
     )
-
-
-def require_memory(memory: Memory, actors: int, predict: PredictConfig) -> None:
-    """Raise ResourceError when the nodes cannot hold the actors, and on one of them a task before and one behind."""
-    spare, purpose = memory.prepare + memory.commit, "prediction actors"
-    try:
-        cluster.require_memory(
-            actors, memory.predict, cpus=predict.cpus, gpus=predict.gpus, spare=spare, purpose=purpose
-        )
-    except ResourceError as error:
-        raise ResourceError(
-            f"{error}: take fewer actors, lower predict.batch_pixels, predict.tile_pixels or chunk.bytes, "
-            "or say with predict.memory what an actor really takes"
-        ) from error
 
 
 def describe(memory: Memory) -> str:

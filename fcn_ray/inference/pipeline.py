@@ -13,8 +13,8 @@ from typing import Any
 import ray.data
 from ray.data import ActorPoolStrategy, Dataset
 
-from fcn_ray.config import PredictConfig
 from fcn_ray.inference.preparing import PrepareChunks
+from fcn_ray.inference.shares import Shares
 from fcn_ray.inference.stages import CommitChunks
 from fcn_ray.tables.planfile import ChunkRef
 
@@ -38,24 +38,6 @@ class Actors:
     stage: Callable[..., Any]
     arguments: Mapping[str, Any]
     count: int
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Bytes that each process of a stage reserves from Ray."""
-
-    prepare: int
-    predict: int
-    commit: int
-
-
-@dataclass(frozen=True, slots=True)
-class Shares:
-    """What each process of a stage reserves from Ray: `predict` has the CPUs and GPUs of an actor."""
-
-    memory: Memory
-    predict: PredictConfig
-    stage_cpus: float
 
 
 def build_pipeline(

@@ -62,6 +62,11 @@ class Places:
         return uri
 
 
+def spell_places(prefixes: tuple[str, ...]) -> tuple[str, ...]:
+    """The prefixes of `allow_paths`, so that every worker takes them for the same places."""
+    return tuple(sorted(storage.absolute(prefix) for prefix in prefixes))
+
+
 def _whole(folder: str) -> str:
     """The folder, or the whole bucket that it is in."""
     found = storage.absolute(folder)

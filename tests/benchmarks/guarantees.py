@@ -28,10 +28,10 @@ def ours(bundle: str, images: str, out: str) -> int:
     """The job as `fcn-ray segment` runs it: how many images."""
     from fcn_ray.config import SegmentConfig
     from fcn_ray.config_text import load_config
-    from fcn_ray.inference import job
+    from fcn_ray.inference import execution, job
     from tests.benchmarks.null_model import NullPredictor
 
-    job.Predictor = NullPredictor  # type: ignore[assignment,misc]
+    execution.Predictor = NullPredictor  # type: ignore[assignment,misc]
     return job.segment(load_config(SegmentConfig, flags={"input": images, "output": out, "model": bundle})).images
 
 

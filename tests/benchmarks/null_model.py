@@ -58,10 +58,10 @@ def _predict(image: np.ndarray, num_classes: int) -> Prediction:
 def main() -> None:
     """The command line, with this network."""
     from fcn_ray.__main__ import main as run
-    from fcn_ray.inference import job
+    from fcn_ray.inference import execution
     from tests.benchmarks import null_model
 
-    job.Predictor = null_model.NullPredictor  # type: ignore[assignment,misc] # by its real name, for the workers
+    execution.Predictor = null_model.NullPredictor  # type: ignore[assignment,misc] # by its real name, for the workers
     run()
 
 

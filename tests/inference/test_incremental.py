@@ -5,27 +5,22 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Generator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import pyarrow as pa
 import pytest
 
-from fcn_ray.config import ModelSpec, PredictConfig, SegmentConfig
+from fcn_ray.config import ModelSpec, SegmentConfig
 from fcn_ray.config_text import load_config
 from fcn_ray.errors import ConfigError, ForeignOutputError, IncompleteError
-from fcn_ray.inference import job
+from fcn_ray.inference import execution, job
 from fcn_ray.inference.job import segment
 from fcn_ray.inference.report import SegmentReport
 from fcn_ray.tables.audit import audit
-from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.commit import Receipt
 from fcn_ray.tables.current import read_masks
-from fcn_ray.tables.planfile import ChunkRef
-from fcn_ray.tables.runs import Run
 from tests.tables.failing import Key, commit_rows
 from tests.tables.making import LABELS, write_images, write_table
 
@@ -79,8 +74,8 @@ class Night:
 def night(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Night:
     night = Night(tmp_path)
     monkeypatch.setattr(job, "load_bundle", lambda model: SimpleNamespace(**BUNDLE, folder=model))
-    monkeypatch.setattr(job, "_connect", lambda *_: None)
-    monkeypatch.setattr(job, "_receipts", night.receipts)
+    monkeypatch.setattr(execution, "connect", lambda *_: None)
+    monkeypatch.setattr(execution, "run_chunks", night.receipts)
     return night
 
 
@@ -144,47 +139,6 @@ def test_a_limit_that_is_exactly_met_is_no_reason_to_stop(night: Night) -> None:
     night.bad = {(f"{index:02}.png", 0): "corrupt" for index in range(29)}
     report = night.run(max_bad_fraction=0.58, **{"chunk.rows": 50})
     assert (report.bad, report.stopped, report.too_bad) == (29, None, False)
-
-
-class Pipelines:
-    """In the place of `build_pipeline`: what each was given, and what comes out of it, a receipt for each chunk."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.given: list[Sequence[ChunkRef]] = []
-        self.batches: list[Generator[pa.Table, None, None]] = []
-        monkeypatch.setattr(job, "build_pipeline", self.build)
-        monkeypatch.setattr(job.cluster, "count_nodes", lambda **_: 1)
-
-    def build(self, chunks: Sequence[ChunkRef], *_: Any) -> Any:
-        receipts = [Receipt(chunk.chunk_id, 1, 1, "", {"ok": 1}, True) for chunk in chunks]
-        self.given.append(chunks)
-        self.batches.append(pa.table({"receipt": [json.dumps(asdict(receipt))]}) for receipt in receipts)
-        return SimpleNamespace(iter_batches=lambda **_: self.batches[-1])
-
-    def run(self, count: int) -> Generator[Receipt, None, None]:
-        config = SegmentConfig(input="in", output="out", model="bundle", predict=PredictConfig(actors=1))
-        bundle = SimpleNamespace(**BUNDLE, folder="")
-        run = Run("out/run=feed", "feed", "in", LABELS)
-        chunks = [ChunkRef(str(index), 1, index, index, 1) for index in range(count)]
-        return job._receipts(config, bundle, "float32", run, Columns(), chunks)  # type: ignore[arg-type]
-
-
-def test_who_closes_the_receipts_closes_the_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipelines = Pipelines(monkeypatch)
-    receipts = pipelines.run(9)
-    assert next(receipts).chunk_id == "0"
-    receipts.close()
-    assert [batches.gi_frame for batches in pipelines.batches] == [None]
-
-
-def test_no_pipeline_has_more_chunks_than_ray_may_keep_notes_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(job, "CHUNKS_A_PASS", 4)
-    pipelines = Pipelines(monkeypatch)
-    receipts = pipelines.run(9)
-    assert next(receipts).chunk_id == "0"
-    assert len(pipelines.given) == 1, "the next begins when this one has ended"
-    assert [receipt.chunk_id for receipt in receipts] == list("12345678")
-    assert [len(chunks) for chunks in pipelines.given] == [4, 4, 1]
 
 
 def test_a_chunk_that_the_pipeline_lost_is_no_early_stop(night: Night) -> None:

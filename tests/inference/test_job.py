@@ -25,7 +25,7 @@ from fcn_ray.config import SegmentConfig
 from fcn_ray.config_text import load_config
 from fcn_ray.errors import BundleError, ConfigError, ForeignOutputError, ResourceError
 from fcn_ray.images.codec import encode_image
-from fcn_ray.inference import job
+from fcn_ray.inference import execution
 from fcn_ray.inference.job import segment
 from fcn_ray.tables import schema
 from fcn_ray.tables.audit import audit
@@ -154,7 +154,7 @@ def test_the_mask_does_not_depend_on_chunks_passes_or_actors_and_another_bundle_
 ) -> None:
     source = pictures.write_parquet(tmp_path / "in.parquet", 9, sizes=((48, 64), (33, 65)))
     with monkeypatch.context() as patch:
-        patch.setattr(job, "CHUNKS_A_PASS", 3)
+        patch.setattr(execution, "CHUNKS_A_PASS", 3)
         first = segment(_config(source, tmp_path / "a", tiny_bundle, chunk__rows=2))
     assert first.labelled == 9, "in two passes"
     second = segment(_config(source, tmp_path / "b", tiny_bundle, chunk__rows=9, predict__actors=2))

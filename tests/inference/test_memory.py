@@ -7,14 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fcn_ray import cluster
 from fcn_ray.bundle import Bundle
 from fcn_ray.config import Architecture, ModelSpec, SegmentConfig
 from fcn_ray.config_text import load_config
-from fcn_ray.errors import ResourceError
 from fcn_ray.inference import memory
-from fcn_ray.inference.job import count_actors
-from fcn_ray.inference.pipeline import Memory
 from fcn_ray.inference.stages import PIXELS_ROOM
 from tests.benchmarks import predict_memory
 from tests.tables.making import LABELS
@@ -73,46 +69,6 @@ def test_who_knows_better_says_so() -> None:
 
 def test_every_backbone_has_its_largest_features() -> None:
     assert memory.CHANNELS_PER_PIXEL.keys() == set(Architecture.model_fields["backbone"].annotation.__args__)
-
-
-def test_what_to_do_about_missing_memory_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "_alive", lambda: [{"CPU": 8.0, "memory": 11e9}])
-    needed = Memory(prepare=10**9, predict=3 * 10**9, commit=10**8)
-    memory.require_memory(needed, 3, _config().predict)
-    with pytest.raises(ResourceError, match=r"^4 prediction actors with 3.0 GB .* room for 3: take fewer actors,"):
-        memory.require_memory(needed, 4, _config().predict)
-
-
-NEEDED = Memory(prepare=700_000_000, predict=4_600_000_000, commit=300_000_000)
-
-
-@pytest.mark.parametrize(
-    ("nodes", "actors", "fits"),
-    [
-        ([{"CPU": 4.0, "memory": 5e9}] * 2, 2, False),  # 0.8 GB are left, on two nodes
-        ([{"CPU": 4.0, "memory": 5e9}, {"CPU": 4.0, "memory": 5.7e9}], 2, True),
-        ([{"CPU": 0.0, "memory": 10e9}, {"CPU": 4.0, "memory": 5e9}], 1, False),  # a head that runs nothing
-        ([{"memory": 10e9}, {"CPU": 4.0, "memory": 6e9}], 1, True),
-        ([], 1, False),
-    ],
-)
-def test_what_feeds_the_actors_has_room_on_one_node(
-    nodes: list[dict[str, float]], actors: int, fits: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cluster, "_alive", lambda: nodes)
-    if fits:
-        memory.require_memory(NEEDED, actors, _config().predict)
-        return
-    with pytest.raises(ResourceError, match=r"leave no 1.0 GB of memory on one node|do not fit"):
-        memory.require_memory(NEEDED, actors, _config().predict)
-
-
-def test_nobody_chooses_more_actors_than_memory_holds(monkeypatch: pytest.MonkeyPatch) -> None:
-    small, large = {"CPU": 2.0, "memory": 3e9}, {"CPU": 16.0, "memory": 10e9, "GPU": 1.0}
-    monkeypatch.setattr(cluster, "_alive", lambda: [small, large])
-    assert count_actors(_config().predict, NEEDED) == 1, "one for each node that holds one"
-    assert count_actors(_config(**{"predict.gpus": 0.1}).predict, NEEDED) == 2, "not ten"
-    assert count_actors(_config(**{"predict.actors": 7}).predict, NEEDED) == 7, "who asks is refused, if need be"
 
 
 @pytest.mark.keras

@@ -20,9 +20,10 @@ from fcn_ray.config import ChunkConfig, PredictConfig
 from fcn_ray.images.codec import encode_image
 from fcn_ray.inference import pipeline
 from fcn_ray.inference.limits import Limits
-from fcn_ray.inference.pipeline import Actors, Memory, Shares, build_pipeline
+from fcn_ray.inference.pipeline import Actors, build_pipeline
 from fcn_ray.inference.predictor import Prediction, Predictor
 from fcn_ray.inference.preparing import PrepareChunks
+from fcn_ray.inference.shares import Memory, Shares
 from fcn_ray.inference.stages import CommitChunks, DecodeImages, ReadChunks
 from fcn_ray.tables.audit import audit
 from fcn_ray.tables.columns import Columns

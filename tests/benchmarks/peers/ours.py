@@ -11,7 +11,7 @@ from collections.abc import Generator
 from typing import Any
 
 from fcn_ray import SegmentConfig, load_config
-from fcn_ray.inference import job
+from fcn_ray.inference import execution, job
 from fcn_ray.inference.labelling import Labelling
 from tests.benchmarks import null_model
 from tests.benchmarks.peers.shared import mark, read_task, report
@@ -32,7 +32,7 @@ def main() -> None:
 
     job.Labelling = MarkedLabelling  # type: ignore[misc]
     if task.model == "null":
-        job.Predictor = null_model.NullPredictor  # type: ignore[assignment,misc]
+        execution.Predictor = null_model.NullPredictor  # type: ignore[assignment,misc]
     flags = {"input": str(task.images), "output": str(task.out / "masks"), "model": task.bundle}
     job.segment(load_config(SegmentConfig, None, [f"predict.precision={task.precision}"], flags))
     report(task.out)
