@@ -17,7 +17,7 @@ from keras import ops
 
 from fcn_ray.inference.precision import cpu_flags
 
-Convolution = Callable[[Any, Any], Any]
+Call = Callable[[Any], Any]
 
 
 def lacks_fast_single() -> bool:
@@ -32,11 +32,11 @@ def in_halves(model: keras.Model) -> Iterator[None]:
     layers = [layer for layer in model.layers if _gains(layer)]
     try:
         for layer in layers:
-            layer.convolution_op = _halve(layer)
+            layer.call = _halve(layer)
         yield
     finally:
         for layer in layers:
-            del layer.convolution_op  # the method of its class is found again
+            del layer.call  # the method of its class is found again
 
 
 def _gains(layer: keras.layers.Layer) -> bool:
@@ -46,19 +46,21 @@ def _gains(layer: keras.layers.Layer) -> bool:
     return windows and (layer.padding == "valid" or all(size % 2 for size in layer.kernel_size))
 
 
-def _halve(layer: keras.layers.Conv2D) -> Convolution:
-    """The layer's convolution, of one image: each half has the rows around it that its windows reach into."""
-    reach, across = (
-        rate * (size - 1) for rate, size in zip(layer.dilation_rate, layer.kernel_size, strict=True)
-    )  # of a window, beyond its first row or column
+def _halve(layer: keras.layers.Conv2D) -> Call:
+    """The layer for one image: each half has the rows beside it that its windows reach into.
 
-    def convolve(inputs: Any, kernel: Any) -> Any:
-        if layer.padding == "same":
-            inputs = ops.pad(inputs, ((0, 0), (reach // 2, reach // 2), (across // 2, across // 2), (0, 0)))
-        rows = ops.shape(inputs)[1] - reach
+    Bias and activation are in the halves too: TensorFlow fuses them with a convolution that they follow at once.
+    """
+    whole: Call = layer.call
+    reach = layer.dilation_rate[0] * (layer.kernel_size[0] - 1)  # of a window, beyond its first row
+    lost, margin = (0, reach // 2) if layer.padding == "same" else (reach, reach)
+
+    def call(inputs: Any) -> Any:
+        height = ops.shape(inputs)[1]
+        rows = height - lost
         half = (rows + 1) // 2
-        both = ops.concatenate([inputs[:, : half + reach], inputs[:, rows - half :]], axis=0)
-        made = ops.conv(both, kernel, padding="valid", dilation_rate=layer.dilation_rate)
-        return ops.concatenate([made[:1], made[1:, 2 * half - rows :]], axis=1)  # the middle row of an odd number twice
+        cut = ops.minimum(half + margin, height)
+        made = whole(ops.concatenate([inputs[:, :cut], inputs[:, height - cut :]], axis=0))
+        return ops.concatenate([made[:1, :half], made[1:, cut - lost - (rows - half) :]], axis=1)
 
-    return convolve
+    return call
