@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import ray
 
-from fcn_ray import storage
+from fcn_ray import machine, storage
 from fcn_ray.errors import ConfigError, FcnRayError, ResourceError, refuse_secrets
 from fcn_ray.tables.pickles import check_environment
 
@@ -88,7 +88,7 @@ def _init(address: str | None, cpus: float, verbose: bool) -> None:
                 f"no Ray cluster answers at {where}: {error}. Unset RAY_ADDRESS to start Ray on this machine"
             ) from error
         return
-    count = max(os.cpu_count() or 1, int(cpus + 0.999))
+    count = max(machine.count_cpus(), int(cpus + 0.999))
     # Inherited, not a runtime_env: Ray would start every worker twice, without it and with it.
     with _environment({**environment, **NODE_ENVIRONMENT}):
         ray.init(

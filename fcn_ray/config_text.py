@@ -150,11 +150,14 @@ def _put(data: dict[str, Any], key: str, value: Any) -> None:
 
 def _describe(kind: type[Section], problem: dict[str, Any]) -> str:
     # Of a choice of types pydantic names the type too, as in class_weights.tuple[constrained-float, ...].
-    location = [str(part) for part in problem["loc"] if isinstance(part, int) or part.isidentifier()]
+    *parents, last = problem["loc"] or ("settings",)
+    location = [str(part) for part in (*parents, last) if isinstance(part, int) or part.isidentifier()]
+    if problem["type"] == "extra_forbidden":
+        location = [str(part) for part in parents if str(part).isidentifier()] + [str(last)]  # what the user wrote
     name = ".".join(location) or "settings"
     if problem["type"] == "extra_forbidden":
         valid = _fields_at(kind, location[:-1])
-        near = difflib.get_close_matches(location[-1], valid, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(location[-1].replace("-", "_"), valid, n=1, cutoff=0.5)
         hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(valid)}"
         return f"{name}: unknown key, {hint}"
     if problem["type"] == "missing":

@@ -94,3 +94,46 @@ def test_a_size_that_is_none_is_refused(size: str) -> None:
     result = _run("config", "network", f"--size={size}")
     assert result.returncode == 2
     assert "expected WIDTHxHEIGHT" in result.stderr
+
+
+def _program(body: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """The program with another command line inside; what it diverts goes below `cwd`."""
+    code = f"import os, signal, sys\nfrom fcn_ray import __main__ as program\n{body}"
+    environment = {**os.environ, "TMPDIR": str(cwd)}
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize(("signals", "code"), [(1, 143), (2, 143), (3, -15)])
+def test_the_third_signal_does_not_wait_for_anything(signals: int, code: int, tmp_path: Path) -> None:
+    body = f"""
+def app(**_):
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    except BaseException:  # puts things in order, which takes long
+        for _ in range({signals} - 1):
+            signal.raise_signal(signal.SIGTERM)
+program.app = app
+program.main()
+"""
+    result = _program(body, tmp_path)
+    assert result.returncode == code, result.stderr
+
+
+@pytest.mark.parametrize(
+    ("fault", "parts"),
+    [
+        ("raise ZeroDivisionError('odd')", ["ZeroDivisionError: odd", "what libraries wrote meanwhile is in"]),
+        ("os.abort()", ["Fatal Python error: Aborted", "in app"]),
+    ],
+)
+def test_a_crash_says_where_it_was_and_what_was_written_before(fault: str, parts: list[str], tmp_path: Path) -> None:
+    app = f"def app(**_):\n    os.write(2, b'a line of C++')\n    {fault}"
+    result = _program(f"{app}\nprogram.app = app\nprogram.main()", tmp_path)
+    assert result.returncode not in (0, 2)
+    for part in parts:
+        assert part in result.stderr
+    assert [file.read_text() for file in tmp_path.iterdir()] == ["a line of C++"]
+    assert _program("program.app = lambda **_: 0\nprogram.main()", tmp_path).returncode == 0
+    assert len(list(tmp_path.iterdir())) == 1, "a normal end leaves none"

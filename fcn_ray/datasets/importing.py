@@ -25,6 +25,7 @@ from fcn_ray.datasets.shards import SHARD_BYTES, Sample, write_shards
 from fcn_ray.datasets.unfinished import work_folder
 from fcn_ray.errors import ConfigError, DataError, ForeignOutputError, StorageError
 from fcn_ray.images.codec import ImageError, decode_image, encode_mask
+from fcn_ray.machine import count_cpus
 from fcn_ray.reports.progress import Progress
 from fcn_ray.tables.schema import labelled_schema
 
@@ -211,7 +212,7 @@ def map_in_threads(function: Callable[[_Item], _Result], items: Iterable[_Item])
 
     Pillow and zlib let other threads run while they decode.
     """
-    threads = min(_MAX_THREADS, os.cpu_count() or 1)
+    threads = min(_MAX_THREADS, count_cpus())
     with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[_Result]] = deque()
         for item in items:

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from fcn_ray.tables.commit import Receipt
 from fcn_ray.tables.schema import OK
 
+UNREADABLE_FIRST = 1000
+"""Images that none of which can be read, from the first on: that is not theirs, and would go on to the last."""
+
 
 @dataclass(slots=True)
 class BadLimits:
@@ -22,12 +25,15 @@ class BadLimits:
     superseded: Mapping[str, int]
     _bad: int = 0
     _run: int = 0
+    _unreadable: int = 0
+    _others: int = 0
 
     def add(self, receipt: Receipt) -> str | None:
         """Why the job should end after this chunk; None while it may go on.
 
         The bad images that it has come to itself are more than `max_fraction` of the run, so that no image to come can
-        make up for them; or there were `max_consecutive` (0: no limit) in a row, in the order of chunks and their rows.
+        make up for them; or there were `max_consecutive` (0: no limit) in a row, in the order of chunks and their rows;
+        or nothing can be read at all.
         """
         bad = receipt.n_rows - receipt.statuses.get(OK, 0)
         self._bad += max(0, bad - self.superseded.get(receipt.chunk_id, 0))
@@ -36,6 +42,13 @@ class BadLimits:
         self._run = self._run + receipt.n_rows if bad == receipt.n_rows else ends
         if is_above(self.max_fraction, self._bad, self.images):
             return f"{self._bad} of {self.images} images are bad, max_bad_fraction is {self.max_fraction:g}"
+        unreadable = receipt.statuses.get("unreadable", 0)
+        self._unreadable, self._others = self._unreadable + unreadable, self._others + receipt.n_rows - unreadable
+        if self._unreadable >= UNREADABLE_FIRST and not self._others:
+            return (
+                f"the first {self._unreadable} images are all unreadable (column error says why): may the workers read "
+                "the input, and do links or paths lead out of it (allow_paths)?"
+            )
         if 0 < self.max_consecutive <= longest:
             return f"{longest} images in a row are bad, max_bad_consecutive is {self.max_consecutive}"
         return None

@@ -130,7 +130,7 @@ def _report(
 ) -> SegmentReport:
     listing = work.log.listing
     bad = sum(statuses.values()) - statuses.get(OK, 0)
-    too_many = is_above(config.max_bad_fraction, bad, work.images)
+    too_many = is_above(config.max_bad_fraction, bad, work.images) or 0 < bad == sum(statuses.values())
     return SegmentReport(
         run=run.uri,
         images=work.images,

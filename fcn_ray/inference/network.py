@@ -16,6 +16,7 @@ from fcn_ray.bundle import Bundle
 from fcn_ray.config import Precision
 from fcn_ray.errors import ConfigError
 from fcn_ray.inference.precision import SLOW, cpu_emulates_bfloat16
+from fcn_ray.machine import count_cpus
 from fcn_ray.models.probe import ask, check_answer
 
 logger = logging.getLogger(__name__)
@@ -92,8 +93,8 @@ def _check_backend(name: str) -> None:
 
 
 def share_cores(sharers: int) -> int:
-    """Threads for each of so many processes on this machine; 0, which is all cores, for a single one."""
-    return max(1, (os.cpu_count() or 1) // sharers) if sharers > 1 else 0
+    """Threads for each of so many processes on this machine."""
+    return max(1, count_cpus() // sharers)
 
 
 def _set_up_tensorflow(threads: int) -> None:

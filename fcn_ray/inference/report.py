@@ -34,7 +34,7 @@ class SegmentReport:
     """Between the first and the last committed chunk: without the start."""
     dry_run: bool = False
     too_bad: bool = False
-    """More bad images than the limits allow, or inputs that could not be read: exit code 3."""
+    """More bad images than the limits allow, nothing but bad ones, or inputs that could not be read: exit code 3."""
     skipped_files: Mapping[str, int] = field(default_factory=dict)
     """Files that are neither images, tables nor tars, by suffix."""
     older: int = 0
@@ -74,7 +74,7 @@ class SegmentReport:
         if self.skipped_files:
             kinds = ", ".join(f"{count} {suffix}" for suffix, count in sorted(self.skipped_files.items()))
             packed = "; a packed tar is read when it is unpacked to a .tar" if ".tar." in kinds else ""
-            yield f"left out, by suffix: {kinds}{packed}"
+            yield f"left out: {kinds}{packed}"
         yield f"{'would write to' if self.dry_run else 'masks'}: {self.run}"
 
     def _work_lines(self) -> Iterator[str]:
@@ -88,5 +88,7 @@ class SegmentReport:
                 yield f"{self.found} of them were stored first by another job, or by an attempt that died after it"
             if self.skipped:
                 yield f"{self.skipped} images skipped: they were done before"
+        elif not self.images:
+            yield "no images were found"
         else:
             yield f"nothing to do: all {self.images} images were done before"

@@ -59,7 +59,7 @@ class Work:
 
 def plan_work(run: Run, config: SegmentConfig, columns: Columns, since: datetime | None) -> Work:
     """Plan what is new, and what is to be tried again, and see what is to do."""
-    log = extend_plan(run.uri, run.input, config.chunk, columns, since=_seconds(since))
+    log = extend_plan(run.uri, run.input, config.chunk, columns, since=_seconds(since), allowed=config.allow_paths)
     manifest = None
     if statuses := RETRIED[config.retry_failed]:
         manifest = read_newest(run.uri)
@@ -96,7 +96,7 @@ def preview_work(
         def keep(uri: str, data: bytes) -> bool:
             return storage.put_if_absent(storage.join(drafts, "plans", uri.rpartition("/")[2]), data)
 
-        log = preview_plan(run_uri, input_uri, config.chunk, columns, _seconds(since), keep)
+        log = preview_plan(run_uri, input_uri, config.chunk, columns, _seconds(since), keep, config.allow_paths)
         work = Work(log, list(pending_chunks(log)), find_superseded(run_uri, log.newest, drafts=drafts))
     again: Iterable[Piece] = ()
     if statuses := RETRIED[config.retry_failed]:

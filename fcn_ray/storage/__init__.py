@@ -20,11 +20,12 @@ from typing import Any, BinaryIO
 from fcn_ray.errors import StorageError
 from fcn_ray.storage import local, objects
 from fcn_ray.storage.answers import with_patience
-from fcn_ray.storage.uris import Entry, join, local_path, scheme_of
+from fcn_ray.storage.uris import Entry, Skipped, join, local_path, scheme_of
 
 __all__ = [
     "SETTINGS",
     "Entry",
+    "Skipped",
     "absolute",
     "digest",
     "digest_file",
@@ -99,12 +100,13 @@ def list_folders(uri: str) -> list[str]:
     return names
 
 
-def list_files(uri: str, on_skip: Callable[[str], None] | None = None) -> Iterator[Entry]:
+def list_files(uri: str, on_skip: Callable[[Skipped], None] | None = None) -> Iterator[Entry]:
     """Every file below the folder `uri`, in the order of its path's UTF-8 bytes, a folder or page at a time in memory.
 
-    Left out, and told to `on_skip` by path: names that begin with ".", folders that begin with "_" (by custom other
-    programs' unfinished work), links to folders (they may go round in circles), names that are not UTF-8 (tables cannot
-    hold them) and what is no file (sockets, broken links, markers of folders). A missing folder is empty.
+    Left out, and told to `on_skip`: names that begin with ".", folders that begin with "_" (by custom other programs'
+    unfinished work), links to folders (they may go round in circles), what is no file (sockets, broken links, markers
+    of folders), and, as faults, names that are not UTF-8 (tables cannot hold them) and what this user may not read or
+    whose links cannot be followed: without `on_skip` these are StorageErrors. A missing folder is empty.
     """
     found: Iterator[Entry] = _store(uri).list_files(uri, on_skip)
     return found

@@ -9,14 +9,19 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from stat import S_ISREG
+from stat import S_ISDIR, S_ISREG
 from typing import BinaryIO
 
-from fcn_ray.errors import ConfigError, StorageError
+from fcn_ray.errors import ConfigError, StorageError, printable
 from fcn_ray.failpoints import fail_at
-from fcn_ray.storage.uris import Entry, local_path
+from fcn_ray.storage.uris import Entry, Skipped, local_path
 
 _TEMPORARY = ".tmp-"
+
+_FAULTS = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG}
+"""Why one file or folder cannot be had though all is well with the file system: others can."""
+
+_NOT_UTF8 = "its name is not UTF-8, and tables cannot hold it: rename it"
 
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """What a file system without hard links answers."""
@@ -59,56 +64,76 @@ def list_folders(uri: str) -> list[str]:
         raise StorageError(f"{uri} cannot be listed: {error.strerror or error}") from error
 
 
-def list_files(uri: str, on_skip: Callable[[str], None] | None = None) -> Iterator[Entry]:
+def list_files(uri: str, on_skip: Callable[[Skipped], None] | None = None) -> Iterator[Entry]:
     """Every file below the folder `uri`, in the order of its path's UTF-8 bytes, a folder at a time in memory.
 
-    Left out, and told to `on_skip` by path: names that begin with ".", folders that begin with "_" (by custom other
-    programs' unfinished work), links to folders (they may go round in circles), names that are not UTF-8 (tables cannot
-    hold them) and what is no file (sockets, broken links). A missing folder is empty.
+    `storage.list_files` says what is left out.
     """
     root = local_path(uri)
     if root.is_dir():
-        yield from _walk(root, "", on_skip or (lambda path: None))
+        yield from _walk(root, "", on_skip or _refuse_faults)
 
 
-def _walk(folder: Path, prefix: str, on_skip: Callable[[str], None]) -> Iterator[Entry]:
-    names = _sorted_names(folder)
+def _refuse_faults(left: Skipped) -> None:
+    """Whoever does not listen lists files of ours, none of which has a name that is not UTF-8."""
+    if left.fault and left.why != _NOT_UTF8:
+        raise StorageError(f"{printable(left.path)} cannot be listed: {left.why}")
+
+
+def _walk(folder: Path, prefix: str, on_skip: Callable[[Skipped], None]) -> Iterator[Entry]:
+    try:
+        names = _sorted_names(folder)
+    except OSError as error:
+        if prefix and error.errno in _FAULTS:
+            on_skip(Skipped(prefix, str(error.strerror), fault=True))
+            return
+        raise StorageError(f"{folder} cannot be listed: {error.strerror or error}") from error
     if names is None:
-        on_skip(prefix)
+        on_skip(Skipped(prefix, "no file"))
         return
     for name in names:
         path = prefix + name
-        if name.startswith(".") or (name.startswith("_") and name.endswith("/")) or not _is_utf8(name):
-            on_skip(path)
+        if not _is_utf8(name):
+            on_skip(Skipped(path, _NOT_UTF8, fault=True))
+        elif name.startswith(".") or name == "lost+found/":
+            on_skip(Skipped(path, "hidden"))
         elif name.endswith("/"):
-            yield from _walk(folder / name, path, on_skip)
-        else:
-            try:
-                status = os.stat(folder / name)
-            except FileNotFoundError:  # deleted while we listed, or a broken link: not part of the collection
-                on_skip(path)
-                continue
-            except OSError as error:
-                raise StorageError(f"{folder / name} cannot be read: {error.strerror or error}") from error
-            if S_ISREG(status.st_mode):
-                yield _entry(path, status)
+            if name.startswith("_"):
+                on_skip(Skipped(path, "_folder"))
             else:
-                on_skip(path)
+                yield from _walk(folder / name, path, on_skip)
+        else:
+            found = _look_at(folder / name, path)
+            if isinstance(found, Skipped):
+                on_skip(found)
+            else:
+                yield found
 
 
 def _sorted_names(folder: Path) -> list[str] | None:
-    """Names in a folder; folders end in "/", and sort so, which puts the whole listing in the order of full paths.
-
-    None when it is gone by now, as a file may be.
-    """
+    """Names in a folder; folders end in "/", and sort so, which puts the whole listing in the order of full paths. None
+    when it is gone by now, as a file may be."""
     try:
         with os.scandir(folder) as found:
             names = [entry.name + ("/" if entry.is_dir(follow_symlinks=False) else "") for entry in found]
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError as error:
-        raise StorageError(f"{folder} cannot be listed: {error.strerror or error}") from error
     return sorted(names, key=os.fsencode)
+
+
+def _look_at(file: Path, path: str) -> Entry | Skipped:
+    """What has a name in a folder, or why it is none of its files."""
+    try:
+        status = os.stat(file)
+    except FileNotFoundError:  # deleted while we listed, or a broken link: not part of the collection
+        return Skipped(path, "no file")
+    except OSError as error:
+        if error.errno in _FAULTS:
+            return Skipped(path, str(error.strerror), fault=True)
+        raise StorageError(f"{file} cannot be read: {error.strerror or error}") from error
+    if S_ISREG(status.st_mode):
+        return _entry(path, status)
+    return Skipped(path, "linked folder" if S_ISDIR(status.st_mode) else "no file")
 
 
 def _is_utf8(name: str) -> bool:

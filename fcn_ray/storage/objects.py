@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from fcn_ray.errors import ConfigError, StorageError
 from fcn_ray.storage import azure, gcs, s3
 from fcn_ray.storage.answers import Found, Missing, Taken
-from fcn_ray.storage.uris import Entry, is_hidden, scheme_of, split
+from fcn_ray.storage.uris import Entry, Skipped, is_hidden, scheme_of, split, why_hidden
 
 READ_AHEAD = 1 << 18
 """Bytes that a small read of an open object fetches."""
@@ -66,7 +66,7 @@ def list_folders(uri: str) -> list[str]:
     return sorted(_store(uri).folders(uri), key=str.encode)
 
 
-def list_files(uri: str, on_skip: Callable[[str], None] | None = None) -> Iterator[Entry]:
+def list_files(uri: str, on_skip: Callable[[Skipped], None] | None = None) -> Iterator[Entry]:
     """Every object below `uri`, in the order of its key's UTF-8 bytes, a page at a time in memory.
 
     Raises StorageError when the store lists in another order: plans and audits walk several listings side by side.
@@ -82,7 +82,7 @@ def list_files(uri: str, on_skip: Callable[[str], None] | None = None) -> Iterat
         if not is_hidden(path):
             yield _entry(path, found)
         elif on_skip:
-            on_skip(path)
+            on_skip(Skipped(path, why_hidden(path)))
 
 
 def read_bytes(uri: str) -> bytes:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 from fcn_ray.errors import ConfigError
 
@@ -21,6 +22,14 @@ class Entry:
     size: int
     version: str
     modified: float | None = field(default=None, compare=False)
+
+
+class Skipped(NamedTuple):
+    """What a listing leaves out: its path, why, and whether that is a fault, so that something may be missed."""
+
+    path: str
+    why: str
+    fault: bool = False
 
 
 def scheme_of(uri: str) -> str:
@@ -74,3 +83,10 @@ def is_hidden(path: str) -> bool:
     """True for what listings leave out: names that begin with ".", folders that begin with "_", and no name at all."""
     *folders, name = path.split("/")
     return not name or name.startswith(".") or any(folder.startswith((".", "_")) for folder in folders)
+
+
+def why_hidden(path: str) -> str:
+    """What to call that."""
+    if not path.rpartition("/")[2]:
+        return "no file"
+    return "hidden" if any(part.startswith(".") for part in path.split("/")) else "_folder"

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fcn_ray import storage
-from fcn_ray.errors import ConfigError, OutOfReachError, StorageError
+from fcn_ray.errors import ConfigError, OutOfReachError, StorageError, printable
 from fcn_ray.failpoints import fail_at
 from fcn_ray.tables.audit_manifests import Planned, check_manifests, check_success
 from fcn_ray.tables.audit_plans import PlanRow, check_coverage, check_plan, find_kinds, plan_file, read_chunks
@@ -175,8 +175,10 @@ class _RunAudit:
     def _list(self) -> npt.NDArray[np.bytes_]:
         """Sort the names in the folder; ids of the mask files."""
 
-        def count_leftover(path: str) -> None:
-            self.report.leftovers += path.rpartition("/")[2].startswith(".tmp-")
+        def count_leftover(left: storage.Skipped) -> None:
+            if left.fault:
+                self._note("name", printable(left.path), left.why)
+            self.report.leftovers += left.path.rpartition("/")[2].startswith(".tmp-")
 
         def mask_ids() -> Iterator[str]:
             for entry in storage.list_files(self.uri, count_leftover):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
+from threading import Event
 from typing import NamedTuple
 
 import pyarrow as pa
@@ -29,13 +30,13 @@ class RowGroup(NamedTuple):
     offset: int = 0
 
 
-def read_contents(uri: str, source: Source, columns: Columns) -> Iterable[RowGroup]:
+def read_contents(uri: str, source: Source, columns: Columns, closed: Event | None = None) -> Iterable[RowGroup]:
     """The row groups of the table or tar that is stored at `uri`, in order; 16 bytes of memory for each.
 
     Raises StorageError when it cannot be opened (empty, cut off, damaged, something else), SchemaError when it has no
-    images or its columns do not do.
+    images or its columns do not do. A tar, which is a request for each member, is left when `closed` is set.
     """
-    return _read_tar(uri, source) if source.kind == "tar" else _read_footer(uri, source, columns)
+    return _read_tar(uri, source, closed or Event()) if source.kind == "tar" else _read_footer(uri, source, columns)
 
 
 def _read_footer(uri: str, source: Source, columns: Columns) -> list[RowGroup]:
@@ -60,11 +61,13 @@ def _describe_group(group: pq.RowGroupMetaData) -> RowGroup:
     return RowGroup(group.num_rows, max(group.total_byte_size, 0))
 
 
-def _read_tar(uri: str, source: Source) -> Iterable[RowGroup]:
+def _read_tar(uri: str, source: Source, closed: Event) -> Iterable[RowGroup]:
     sizes, offsets = array("q"), array("q")
     try:
         with storage.open_file(uri) as file:
             for member in walk_images(file):
+                if closed.is_set():
+                    raise StorageError("nobody waits for it any more")
                 sizes.append(member.size)
                 offsets.append(member.offset)
     except (OSError, ValueError) as error:

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from fcn_ray import storage
-from fcn_ray.tables.pickles import read_footer
 
 _BATCH_ROWS = 32
 """Rows that are decoded at a time, so that skipping to the start of a slice holds few images."""
@@ -36,9 +35,8 @@ class _Key(NamedTuple):
 class _Cursor:
     """An open row group and the place in it."""
 
-    def __init__(self, key: _Key, batch_rows: int) -> None:
+    def __init__(self, key: _Key, batch_rows: int, metadata: pq.FileMetaData) -> None:
         self._file = storage.open_file(key.uri)
-        metadata = read_footer(self._file)
         size = metadata.row_group(key.group).total_byte_size  # not its columns': pyarrow aborts on some damaged ones
         parquet = pq.ParquetFile(
             self._file,
@@ -75,24 +73,27 @@ _idle: dict[_Key, _Cursor] = {}
 """At most one cursor, which waits for a later slice; whoever uses it takes it out."""
 
 
-def read_slice(uri: str, version: str, group: int, columns: Sequence[str], start: int, count: int) -> pa.Table:
+def read_slice(
+    uri: str, version: str, metadata: pq.FileMetaData, group: int, columns: Sequence[str], start: int, count: int
+) -> pa.Table:
     """Rows `start` to `start + count` of a row group; `version` tells an open file from one that took its place.
 
-    Raises what storage and pyarrow raise, and ValueError when the row group is too short.
+    `metadata` is its footer, which a caller with many row groups reads once: it is as long as they are many. Raises
+    what storage and pyarrow raise, and ValueError when the row group is too short.
     """
     key = _Key(uri, version, group, tuple(sorted(columns)))
     try:
-        return _read(key, start, count, _BATCH_ROWS)
+        return _read(key, metadata, start, count, _BATCH_ROWS)
     except pa.ArrowNotImplementedError:  # 2 GiB of images in one batch, in a struct: pyarrow would have to cut it
-        return _read(key, start, count, 1)
+        return _read(key, metadata, start, count, 1)
 
 
-def _read(key: _Key, start: int, count: int, batch_rows: int) -> pa.Table:
+def _read(key: _Key, metadata: pq.FileMetaData, start: int, count: int, batch_rows: int) -> pa.Table:
     cursor = _idle.pop(key, None)
     while _idle:
         _idle.popitem()[1].close()
     if cursor is None or cursor.position > start:
-        cursor = _Cursor(key, batch_rows)
+        cursor = _Cursor(key, batch_rows, metadata)
     try:
         table = cursor.read(start, count)
     except StopIteration:

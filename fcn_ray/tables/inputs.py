@@ -48,13 +48,21 @@ def absolute_input(uri: str) -> str:
     if uri.startswith(LIST_MARK):
         return LIST_MARK + storage.absolute(uri.removeprefix(LIST_MARK))
     if not has_pattern(uri):
-        return storage.absolute(uri)
+        return _absolute(uri)
     folder, pattern = split_pattern(uri)
     if storage.is_local(uri) and storage.exists(uri):
-        return storage.absolute(uri)
+        return _absolute(uri)
     if not storage.is_local(uri) and _QUERY.search(pattern):
         raise ConfigError(f"{folder}/{pattern.partition('?')[0]}?...: give the plain URI, without a query")
     return storage.join(storage.absolute(folder), pattern)
+
+
+def _absolute(uri: str) -> str:
+    """A file keeps its own name, by which it is known, where that is a link: caches store files under their digests."""
+    if storage.is_local(uri) and storage.is_file(uri):
+        path = storage.local_path(uri)
+        return storage.join(storage.absolute(str(path.parent)), path.name)
+    return storage.absolute(uri)
 
 
 def check_input(uri: str) -> None:
@@ -62,7 +70,7 @@ def check_input(uri: str) -> None:
     found = understand_input(uri)
     if found.kind == "pattern":
         matching = parse_pattern(found.pattern)
-        if not any(fits(matching, entry.path) for entry in storage.list_files(found.uri)):
+        if not any(fits(matching, entry.path) for entry in storage.list_files(found.uri, lambda left: None)):
             raise ConfigError(nothing_fits(found))
     elif found.kind == "list":
         if not storage.is_file(found.uri):

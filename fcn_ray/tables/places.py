@@ -26,9 +26,13 @@ class Places:
 
     @classmethod
     def around(cls, where: Input, allowed: tuple[str, ...] = ()) -> Places:
-        """The folder of the input (that of the file, when it is one) or its bucket, and `allowed` prefixes."""
+        """The folder of the input (that of the file, when it is one) or its bucket, and `allowed` prefixes.
+
+        A file that the user names may be a link: where it leads is what is meant.
+        """
         own = where.uri if where.kind in ("folder", "pattern") else folder_of(where.uri)
-        return cls((_whole(own), *(storage.absolute(prefix) for prefix in allowed)))
+        named = (storage.absolute(where.uri),) if where.kind == "file" else ()
+        return cls((_whole(own), *named, *(storage.absolute(prefix) for prefix in allowed)))
 
     def beside(self, folder: str) -> Places:
         """These places, and the folder of a table, or its bucket."""

@@ -26,11 +26,12 @@ from fcn_ray.config import ChunkConfig
 from fcn_ray.errors import OutOfReachError, SchemaError, StorageError
 from fcn_ray.failpoints import fail_at
 from fcn_ray.tables import planfile
-from fcn_ray.tables.ahead import ReadAhead
+from fcn_ray.tables.ahead import Read, ReadAhead
 from fcn_ray.tables.chunks import Chunk, cut_chunks
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.contents import RowGroup, read_contents
 from fcn_ray.tables.inputs import locate_sources, understand_input
+from fcn_ray.tables.places import Places
 from fcn_ray.tables.planfile import ChunkRef, PlanWriter, plan_uri
 from fcn_ray.tables.sources import Listing, Piece, Source, list_inputs
 
@@ -87,19 +88,22 @@ def extend_plan(
     columns: Columns,
     put: Put = storage.put_if_absent,
     since: float | None = None,
+    allowed: tuple[str, ...] = (),
 ) -> PlanLog:
     """Plan all input versions that no plan covers yet, or that came back, and return the log with them; without any, no
     plan is put.
 
     With `since` (seconds since 1970), only those that were modified then or later, or whose store does not say when.
+    Tables and tars behind links are looked into below the input and the prefixes in `allowed` only.
     Raises ConfigError when there is no input, and SchemaError when the run has no chunk at all because the tables'
     columns do not do.
     """
     before = covered = read_log(run_uri)
-    while (after := _extend_once(covered, input_uri, limits, columns, put, since)) is None:
+    read = _reader(input_uri, columns, allowed)
+    while (after := _extend_once(covered, input_uri, limits, read, put, since)) is None:
         covered = read_log(run_uri)  # another driver was faster: plan what its plan leaves
     if after.listing.returned:
-        after = _extend_by_returns(covered.newest, after, input_uri, limits, columns, put, since)
+        after = _extend_by_returns(covered.newest, after, input_uri, limits, read, put, since)
     refused = next((table for table in after.listing.quarantined if table.schema), None)
     if refused and not after.chunks:
         raise SchemaError(f"input {input_uri}, {refused.path}: {refused.reason}")
@@ -114,6 +118,7 @@ def preview_plan(
     columns: Columns,
     since: float | None = None,
     put: Put = lambda uri, data: True,
+    allowed: tuple[str, ...] = (),
 ) -> PlanLog:
     """The log that `extend_plan` would return, without writing anything; the run need not exist.
 
@@ -121,7 +126,7 @@ def preview_plan(
     new plans are what `put` is called with.
     """
     stored = planfile.newest_plan(run_uri)
-    log = extend_plan(run_uri, input_uri, limits, columns, put, since)
+    log = extend_plan(run_uri, input_uri, limits, columns, put, since, allowed)
     return replace(log, newest=stored)
 
 
@@ -145,11 +150,11 @@ def read_chunk(run_uri: str, ref: ChunkRef) -> list[Piece]:
 
 
 def _extend_by_returns(
-    covered: int, log: PlanLog, input_uri: str, limits: ChunkConfig, columns: Columns, put: Put, since: float | None
+    covered: int, log: PlanLog, input_uri: str, limits: ChunkConfig, read: Read, put: Put, since: float | None
 ) -> PlanLog:
     """`log` with new plans for what came back, by another listing and the plans up to `covered`."""
     first = log.listing
-    while (after := _extend_once(log, input_uri, limits, columns, put, since, covered)) is None:
+    while (after := _extend_once(log, input_uri, limits, read, put, since, covered)) is None:
         log = replace(read_log(log.run_uri), listing=first)
         covered = log.newest
     found = after.listing
@@ -162,7 +167,7 @@ def _extend_once(
     log: PlanLog,
     input_uri: str,
     limits: ChunkConfig,
-    columns: Columns,
+    read: Read,
     put: Put,
     since: float | None,
     returned: int | None = None,
@@ -171,7 +176,7 @@ def _extend_once(
 
     With `returned`, for what came back by the plans up to that one, and its listing tells of nothing else.
     """
-    listing, locate = Listing(), locate_sources(understand_input(input_uri))
+    listing = Listing()
     last = log.newest if returned is None else returned
     covered = heapq.merge(*(planfile.read_versions(log.run_uri, number) for number in range(1, last + 1)))
     is_retry = cache(partial(planfile.is_retry, log.run_uri))
@@ -191,7 +196,7 @@ def _extend_once(
             return []
 
     newest, chunks, rows = log.newest, log.chunks, log.rows
-    with closing(ReadAhead(lambda source: read_contents(locate(source.path), source, columns))) as ahead:
+    with closing(ReadAhead(read)) as ahead:
         begin = PlanWriter if returned is None else lambda: PlanWriter(returned=newest + 1)
         for plan in _draft_plans(cut_chunks(ahead.watch(sources), limits, contents), begin):
             newest += 1
@@ -199,6 +204,13 @@ def _extend_once(
                 return None
             chunks, rows = chunks + plan.chunks, rows + plan.rows
     return PlanLog(log.run_uri, newest, chunks, rows, listing=listing)
+
+
+def _reader(input_uri: str, columns: Columns, allowed: tuple[str, ...]) -> Read:
+    """What looks into a table or tar of the input, at most where its images would be read."""
+    where = understand_input(input_uri)
+    locate, places = locate_sources(where), Places.around(where, allowed)
+    return lambda source, closed: read_contents(places.check_file(locate(source.path)), source, columns, closed)
 
 
 def put_plan(run_uri: str, number: int, draft: PlanWriter, put: Put) -> bool:

@@ -15,6 +15,7 @@ from itertools import islice
 from typing import BinaryIO, cast
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from fcn_ray import storage
 from fcn_ray.errors import FcnRayError, OutOfReachError, SchemaError
@@ -54,7 +55,7 @@ def read_rows(where: Input, pieces: Sequence[Piece], columns: Columns, allowed: 
         if piece.kind == "image":
             return read_image_file(locate(piece.path), piece, places)
         if piece.kind == "tar":
-            return read_tar_rows(locate(piece.path), piece, columns)
+            return read_tar_rows(locate(piece.path), piece, columns, places)
         return read_parquet_rows(locate(piece.path), piece, columns, places)
 
     only_images = all(piece.kind == "image" for piece in pieces)
@@ -103,7 +104,7 @@ def read_parquet_rows(uri: str, piece: Piece, columns: Columns, places: Places) 
     return lost_rows(piece, piece.first_row, piece.n_rows, problem) if problem else table
 
 
-def read_tar_rows(uri: str, piece: Piece, columns: Columns) -> pa.Table:
+def read_tar_rows(uri: str, piece: Piece, columns: Columns, places: Places) -> pa.Table:
     """Images `first_row` to `first_row + n_rows` of a tar, and WebDataset's key of each, if columns are carried.
 
     The key is the id too, if the id column is called `key`.
@@ -112,7 +113,7 @@ def read_tar_rows(uri: str, piece: Piece, columns: Columns) -> pa.Table:
     problems: list[Problem | None] = []
     names: list[str | None] = []
     try:
-        for member, data in _read_members(uri, piece):
+        for member, data in _read_members(places.check_file(uri), piece):
             images.append(data)
             problems.append(None if data is not None else cells.too_big(member.size))
             names.append(key_of(member.name))
@@ -151,8 +152,7 @@ class _TablePart:
 
     uri: str
     piece: Piece
-    groups: list[int]
-    """Rows of each row group."""
+    metadata: pq.FileMetaData
     image: str
     id: str | None
     carried: dict[str, pa.Field]
@@ -166,11 +166,10 @@ class _TablePart:
             metadata = read_footer(file)
         arrow = read_table_schema(metadata)  # refuses what is not safe, before a row is read
         check_columns(arrow, columns)  # again: it may not be the file that was planned
-        groups = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         image, carried = find_image_column(arrow, columns.image), carried_columns(arrow, columns)
         is_free = schema.IMAGE_VERSION not in {field.name for field in carried.values()}
         has_versions = columns.carry != "none" and is_free and is_text(plain_type(arrow.field(image).type))
-        return cls(uri, piece, groups, image, columns.id, carried, has_versions, places.beside(folder_of(uri)))
+        return cls(uri, piece, metadata, image, columns.id, carried, has_versions, places.beside(folder_of(uri)))
 
     def read(self) -> pa.Table:
         tables = []
@@ -194,7 +193,8 @@ class _TablePart:
     def _slices(self) -> Iterator[tuple[int, int, int, int]]:
         """(row group, first row in it, number of rows, first row in the file) of each part of the piece."""
         begin, end, offset = self.piece.first_row, self.piece.first_row + self.piece.n_rows, 0
-        for group, size in enumerate(self.groups):
+        for group in range(self.metadata.num_row_groups):
+            size = self.metadata.row_group(group).num_rows
             first, last = max(begin, offset), min(end, offset + size)
             if first < last:
                 yield group, first - offset, last - first, first
@@ -202,7 +202,7 @@ class _TablePart:
 
     def _read_group(self, group: int, start: int, count: int) -> pa.Table:
         names = {self.image, *self.carried} | ({self.id} if self.id else set())
-        return read_slice(self.uri, self.piece.version, group, list(names), start, count)
+        return read_slice(self.uri, self.piece.version, self.metadata, group, list(names), start, count)
 
     def _normalise(self, table: pa.Table, first_row: int) -> pa.Table:
         rows = range(first_row, first_row + table.num_rows)

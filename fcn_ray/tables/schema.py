@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import pyarrow as pa
@@ -137,12 +138,21 @@ def carried_name(name: str) -> str:
     return f"input_{name}" if name in RESERVED | WORKING else name
 
 
+_TEXTS = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, pa.types.is_null)
+
+
 def is_image_struct(kind: pa.DataType) -> bool:
     """True for the struct that HF datasets stores an image as: `bytes` (binary) and, mostly, `path`."""
     if not pa.types.is_struct(kind) or kind.get_field_index("bytes") < 0:
         return False
-    inner = kind.field("bytes").type
-    return {field.name for field in kind} <= {"bytes", "path"} and is_binary(inner)
+    inner = {field.name: field.type for field in kind}
+    return inner.keys() <= {"bytes", "path"} and is_binary(inner["bytes"]) and _may_be_path(inner.get("path"))
+
+
+def _may_be_path(kind: pa.DataType | None) -> bool:
+    if kind is not None and pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return kind is None or any(test(kind) for test in _TEXTS)
 
 
 def is_binary(kind: pa.DataType) -> bool:
@@ -158,17 +168,32 @@ def trim_error(text: str) -> str:
 
 def _described(fields: list[pa.Field], labels: LabelSet) -> pa.Schema:
     """Schema of `fields` whose metadata tell the classes, and HF datasets which columns are images."""
-    features = {field.name: _feature(field.type) for field in fields}
-    huggingface = json.dumps({"info": {"features": features}})
-    return pa.schema(fields, metadata={METADATA_KEY: labels.to_json(), "huggingface": huggingface})
+    metadata = {METADATA_KEY: labels.to_json()}
+    with suppress(_NoFeatureError):
+        features = {field.name: _feature(field.type) for field in fields}
+        metadata["huggingface"] = json.dumps({"info": {"features": features}})
+    return pa.schema(fields, metadata=metadata)
+
+
+class _NoFeatureError(Exception):
+    """HF datasets has no name for a type, and would not open a file in which it reads a wrong one."""
+
+
+_FEATURES = {"double": "float64", "float": "float32", "halffloat": "float16", "date32[day]": "date32"}
+_FEATURES |= {"date64[ms]": "date64"}
 
 
 def _feature(kind: pa.DataType) -> Any:
+    if pa.types.is_dictionary(kind):
+        return _feature(kind.value_type)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind):
         return {"feature": _feature(kind.value_type), "_type": "List"}
+    if pa.types.is_fixed_size_list(kind):
+        return {"feature": _feature(kind.value_type), "length": kind.list_size, "_type": "List"}
     if is_image_struct(kind):
         return {"_type": "Image"}
     if pa.types.is_struct(kind):
         return {field.name: _feature(field.type) for field in kind}
-    names = {"double": "float64", "float": "float32", "halffloat": "float16"}
-    return {"dtype": names.get(str(kind), str(kind)), "_type": "Value"}
+    if pa.types.is_nested(kind) or isinstance(kind, pa.BaseExtensionType):
+        raise _NoFeatureError
+    return {"dtype": _FEATURES.get(str(kind), str(kind)), "_type": "Value"}

@@ -10,10 +10,10 @@ from pathlib import PurePosixPath
 from typing import Literal
 
 from fcn_ray import storage
-from fcn_ray.errors import ConfigError, SchemaError
+from fcn_ray.errors import ConfigError, SchemaError, StorageError, printable
 from fcn_ray.tables.inputs import Input, check_input, folder_of, nothing_fits, place_of, understand_input
 from fcn_ray.tables.lists import read_list, stat_listed
-from fcn_ray.tables.patterns import fits, parse_pattern
+from fcn_ray.tables.patterns import fits, fits_below, parse_pattern
 from fcn_ray.tables.schema import trim_error
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -28,7 +28,7 @@ MAX_NAMED = 1000
 MAX_SUFFIXES, _LONGEST_SUFFIX = 100, 20
 """Most suffixes, and characters of one, that left out files are counted by."""
 
-_HIDDEN, _TWICE, _OTHER = "(hidden)", "(listed twice)", "(other)"
+_TWICE, _OTHER = "(listed twice)", "(other)"
 
 Kind = Literal["parquet", "image", "tar"]
 
@@ -77,10 +77,10 @@ class Quarantined:
 class Listing:
     """What a listing left out, so that nothing is ignored in silence. Filled while the listing goes on.
 
-    `skipped` counts files by suffix, and by what is in brackets: "(hidden)" for hidden and linked ones, "(other)", and
-    "(listed twice)" for lines of a list. `quarantined` names the first 1000 inputs that cannot be used, `n_quarantined`
-    counts all of them, `older` the new inputs that `since` leaves out, `returned` those that are again what they were
-    before the newest plan that has them.
+    `skipped` counts files by suffix, and by what is in brackets: "(hidden)", "(_folder)", "(linked folder)",
+    "(no file)", "(other)", and "(listed twice)" for lines of a list. `quarantined` names the first 1000 inputs that
+    cannot be used, `n_quarantined` counts all of them, `older` the new inputs that `since` leaves out, `returned` those
+    that are again what they were before the newest plan that has them.
     """
 
     skipped: Counter[str] = field(default_factory=Counter)
@@ -93,6 +93,15 @@ class Listing:
         """Count a file under what it is; when there are very many suffixes, what is new is "(other)"."""
         known = what in self.skipped or len(self.skipped) < MAX_SUFFIXES
         self.skipped[what if known else _OTHER] += 1
+
+    def leave_out(self, left: storage.Skipped) -> None:
+        """Count what a folder's listing leaves out; what is a fault, and may be input or hold some, is named."""
+        if not left.fault:
+            self.skip(f"({left.why})")
+        elif left.path.endswith("/") or _kind(left.path.rpartition("/")[2].lower()):
+            self.quarantine(printable(left.path), StorageError(left.why))
+        else:
+            self.skip(_suffix(printable(left.path)))
 
     def quarantine(self, path: str, error: Exception) -> None:
         """Note an input that cannot be used."""
@@ -129,16 +138,17 @@ def list_inputs(uri: str, listing: Listing | None = None) -> Iterator[Source]:
 
 def _list_folder(found: Input, listing: Listing) -> Iterator[storage.Entry]:
     check_input(found.uri)
-    return storage.list_files(found.uri, lambda path: listing.skip(_HIDDEN))
+    return storage.list_files(found.uri, listing.leave_out)
 
 
 def _list_matching(found: Input, listing: Listing) -> Iterator[storage.Entry]:
     """The files that fit a pattern; it says nothing of the others, so they are not counted as left out."""
     pattern, empty = parse_pattern(found.pattern), True
 
-    def skip(path: str) -> None:
-        if fits(pattern, path):
-            listing.skip(_HIDDEN)
+    def skip(left: storage.Skipped) -> None:
+        folder = left.path.removesuffix("/")
+        if fits(pattern, folder) or (left.fault and folder != left.path and fits_below(pattern, folder)):
+            listing.leave_out(left)
 
     for entry in storage.list_files(found.uri, skip):
         if fits(pattern, entry.path):

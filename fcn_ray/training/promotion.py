@@ -9,7 +9,6 @@ from __future__ import annotations
 import heapq
 import importlib.metadata
 import math
-import os
 import shlex
 import sys
 from collections.abc import Iterable
@@ -25,6 +24,7 @@ from fcn_ray import cluster
 from fcn_ray.bundle import Bundle, TakenError, load_bundle, save_bundle
 from fcn_ray.config import Precision
 from fcn_ray.errors import BundleError, IncompleteError, StorageError, redact
+from fcn_ray.machine import count_cpus
 from fcn_ray.models.metrics import Confusion, confusion_matrix, scores
 from fcn_ray.training.checkpoints import MODEL, Checkpoint, load_arrays, load_best
 from fcn_ray.training.feeding import Feeder
@@ -160,7 +160,7 @@ class Promoter:
     def _model(self) -> keras.Model:  # not in the constructor, whose errors Ray does not hand on
         from fcn_ray.training.replica import use_devices
 
-        use_devices(self._job.config.workers, max(1, (os.cpu_count() or 1) // self._world))
+        use_devices(self._job.config.workers, max(1, count_cpus() // self._world))
         return load_network(self._job, self._checkpoint)
 
     def begin(self) -> None:

@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from fcn_ray.bundle import load_bundle
 from fcn_ray.config import TrainConfig, WorkersConfig
+from fcn_ray.machine import count_cpus
 from fcn_ray.models.fcn import build_fcn
 from fcn_ray.models.surgery import graft
 from fcn_ray.models.weights import load_backbone_weights
@@ -84,7 +85,7 @@ def build_replica(job: Job, rank: int, world: int, *, local_world: int = 1, rate
     keras.utils.set_random_seed(config.seed)
     if config.deterministic:
         tf.config.experimental.enable_op_determinism()
-    use_devices(config.workers, max(1, (os.cpu_count() or 1) // local_world))
+    use_devices(config.workers, max(1, count_cpus() // local_world))
     collective = tf.distribute.experimental.CollectiveCommunication
     options = tf.distribute.experimental.CommunicationOptions(
         # NCCL refuses two workers on one device.

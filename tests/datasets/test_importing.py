@@ -349,7 +349,7 @@ def test_a_place_that_cannot_be_written_is_a_storage_error(tmp_path):
 
 
 def test_threads_keep_the_order_and_do_not_run_ahead(monkeypatch):
-    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(importing, "count_cpus", lambda: 2)
     started, names = [], set()
 
     def work(item: int) -> int:

@@ -122,7 +122,7 @@ def _suffixes() -> Iterator[Folder]:
             (folder / name).write_bytes(good())
 
     rows = {(name, 0): "ok" for name in ("_j.png", "a.png", "deep/b.webp", "deep/deeper/c.JPG")}
-    skipped = {".jfif": 1, ".heic": 2, "(no suffix)": 1, ".txt": 1, "(hidden)": 2}
+    skipped = {".jfif": 1, ".heic": 2, "(no suffix)": 1, ".txt": 1, "(hidden)": 1, "(_folder)": 1}
     yield Folder(32, "files of other suffixes are counted", mixed, rows, skipped=skipped)
 
 
@@ -144,7 +144,14 @@ def _names() -> Iterator[Folder]:
         (folder / "..a.png").write_bytes(good())
         Path(os.fsdecode(os.fsencode(folder) + b"/\xff.png")).write_bytes(good())
 
-    yield Folder(40, "files", make, {(name, 0): "ok" for name in NAMES}, skipped={"(hidden)": 2})
+    yield Folder(
+        40,
+        "files",
+        make,
+        {(name, 0): "ok" for name in NAMES},
+        quarantined={"\\udcff.png": "not UTF-8"},
+        skipped={"(hidden)": 1},
+    )
     cells = [
         *("../../nowhere.png", "/nowhere/at/all.png", "a\0b.png", "http://127.0.0.1:9/a.png", "s3://bucket/a.png"),
         *(

@@ -29,6 +29,25 @@ def _receipt(rows: str, name: str = "chunk") -> Receipt:
     return Receipt(name, len(rows), 1, "", {status: n for status, n in statuses.items() if n}, True, runs)
 
 
+def _chunk(**statuses: int) -> Receipt:
+    return Receipt("chunk", sum(statuses.values()), 1, "", statuses, True)
+
+
+def test_a_job_that_can_read_nothing_ends_after_a_thousand_images() -> None:
+    """The policy of the workers' role, or links out of the input: the other millions would be no better."""
+    limits = BadLimits(1.0, 0, 10**7, {})
+    stops = [limits.add(_chunk(unreadable=64)) for _ in range(16)]
+    assert stops[:-1] == [None] * 15
+    assert "the first 1024 images are all unreadable" in str(stops[-1])
+
+
+@pytest.mark.parametrize("first", [{"ok": 1, "unreadable": 63}, {"corrupt": 1}])
+def test_one_that_could_be_read_is_reason_to_go_on(first: dict[str, int]) -> None:
+    limits = BadLimits(1.0, 0, 10**7, {})
+    assert limits.add(_chunk(**first)) is None
+    assert [limits.add(_chunk(unreadable=64)) for _ in range(40)] == [None] * 40
+
+
 @pytest.mark.parametrize(
     ("rows", "runs"),
     [("", (0, 0, 0)), ("...", (0, 0, 0)), ("xxx", (3, 3, 3)), ("xx.", (2, 2, 0)), ("x.xxx..xx", (1, 3, 2))],

@@ -113,6 +113,26 @@ def test_a_job_stops_when_too_many_are_bad_and_a_higher_limit_goes_on(night: Nig
     assert audit(f"{night.root}/out").ok
 
 
+def test_a_run_of_nothing_but_bad_images_is_not_well(night: Night) -> None:
+    _photos(night, *"ab")
+    night.bad = {(f"{name}.png", 0): "unreadable" for name in "ab"}
+    report = night.run()
+    assert (report.too_bad, report.stopped) == (True, None)
+    assert (night.status["exit_code"], night.status["state"]) == (3, "complete")
+    night.bad = {}
+    _photos(night, "c")
+    assert not night.run().too_bad
+
+
+def test_a_folder_without_images_is_told_as_such(night: Night) -> None:
+    (night.root / "in").mkdir()
+    (night.root / "photos").mkdir()
+    (night.root / "in" / "2024").symlink_to(night.root / "photos")
+    report = night.run()
+    assert list(report.lines())[:2] == ["no images were found", "left out: 1 (linked folder)"]
+    assert not report.too_bad
+
+
 def test_a_job_stops_when_many_in_a_row_are_bad(night: Night) -> None:
     _photos(night, *"abcdefgh")
     night.bad = {(f"{name}.png", 0): "corrupt" for name in "bcd"}

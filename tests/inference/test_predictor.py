@@ -16,6 +16,7 @@ from fcn_ray.bundle import load_bundle, save_bundle
 from fcn_ray.config import ModelSpec, PredictConfig, Preprocessing
 from fcn_ray.errors import BundleError, ConfigError
 from fcn_ray.images.codec import decode_label, encode_image
+from fcn_ray.inference import network
 from fcn_ray.inference import predictor as predictor_module
 from fcn_ray.inference.predictor import Prediction, Predictor, describe
 from fcn_ray.inference.stages import PIXELS
@@ -326,12 +327,12 @@ def test_a_large_image_is_predicted_in_the_memory_of_a_tile(tiny_bundle: Path) -
     assert int(run.stdout) < 1536, "MiB"
 
 
-@pytest.mark.parametrize(("sharers", "threads", "taken"), [(1, 0, 0), (2, 0, 4), (3, 0, 2), (99, 0, 1), (2, 5, 5)])
+@pytest.mark.parametrize(("sharers", "threads", "taken"), [(1, 0, 8), (2, 0, 4), (3, 0, 2), (99, 0, 1), (2, 5, 5)])
 def test_actors_of_one_node_share_its_cores(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, sharers: int, threads: int, taken: int
 ) -> None:
     found: list[int] = []
-    monkeypatch.setattr("os.cpu_count", lambda: 8)
+    monkeypatch.setattr(network, "count_cpus", lambda: 8)
     monkeypatch.setattr(predictor_module, "compile_network", lambda bundle, threads, precision: found.append(threads))
     Predictor(str(tiny_bundle), load_bundle(str(tiny_bundle)).digest, PredictConfig(threads=threads), sharers=sharers)
     assert found == [taken]

@@ -19,7 +19,7 @@ def test_what_was_left_out_is_named_and_counted() -> None:
         "not read: a.parquet: cut",
         "not read: b.tar: torn",
         "inputs that could not be read and have no rows: 1234; mend them and run this again",
-        "left out, by suffix: 1 .tar.gz, 2 .txt; a packed tar is read when it is unpacked to a .tar",
+        "left out: 1 .tar.gz, 2 .txt; a packed tar is read when it is unpacked to a .tar",
         "masks: out/run=1",
     ]
 

@@ -19,7 +19,6 @@ from fcn_ray import cluster
 from fcn_ray.config import CheckConfig, ChunkConfig
 from fcn_ray.errors import ConfigError, SchemaError
 from fcn_ray.tables.columns import Columns
-from fcn_ray.tables.cursor import read_slice
 from fcn_ray.tables.lookup import MaskIndex, stored_label_set, stream_labels
 from fcn_ray.tables.pickles import check_environment, check_footer, open_parquet
 from fcn_ray.tables.plan import extend_plan
@@ -193,7 +192,6 @@ READERS: dict[str, Callable[[str], object]] = {
     "plan": lambda path: extend_plan(f"{path}-run", path, ChunkConfig(), Columns()),
     "train": lambda path: ingest.open_collection(path, ingest.Columns("image", "mask")),
     "evaluate": lambda path: list(stream_labels(path, "mask")),
-    "cursor": lambda path: read_slice(f"{path}/bad.parquet", "v", 0, ["image"], 0, 1),
 }
 
 

@@ -19,13 +19,15 @@ from fcn_ray.errors import ConfigError, StorageError
 from fcn_ray.inference.stages import DecodeImages
 from fcn_ray.storage import s3 as s3_store
 from fcn_ray.tables.columns import Columns
-from fcn_ray.tables.inputs import understand_input
+from fcn_ray.tables.inputs import absolute_input, understand_input
 from fcn_ray.tables.places import Places
 from fcn_ray.tables.plan import extend_plan, pending_chunks, read_chunk
 from fcn_ray.tables.reading import label_chunk, read_rows
+from fcn_ray.tables.sources import Piece
 from tests.images.labelling import label
 from tests.s3 import Shim
 from tests.security.bundles import write_bundle
+from tests.tables.archives import write_tar
 from tests.tables.making import png
 
 STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -194,6 +196,8 @@ def test_links_that_leave_the_input_are_rows_that_say_so(tmp_path: Path, secret:
     (folder / "gone.png").symlink_to("nowhere.png")
     pq.write_table(_table("x.png"), secret / "t.parquet")
     (folder / "t.parquet").symlink_to(secret / "t.parquet")
+    (secret / "t.tar").write_bytes(b"no tar, which must not be told either")
+    (folder / "t.tar").symlink_to(secret / "t.tar")
     found = label(folder, tmp_path / "out")
     assert found.statuses == {
         ("face.png", 0): "unreadable",
@@ -201,11 +205,41 @@ def test_links_that_leave_the_input_are_rows_that_say_so(tmp_path: Path, secret:
         ("inside.png", 0): "ok",
         ("passwd.png", 0): "unreadable",
         ("real.png", 0): "ok",
-        ("t.parquet", 0): "unreadable",
     }
-    assert found.listing.skipped == {"(hidden)": 2}
+    assert found.listing.skipped == {"(linked folder)": 1, "(no file)": 1}
+    assert [left.path for left in found.listing.quarantined] == ["t.parquet", "t.tar"]
     errors = [row["error"] for row in found.rows if row["status"] == "unreadable"]
+    errors += [left.reason for left in found.listing.quarantined]
     assert all("lies outside of the input" in error and "allow_paths" in error for error in errors)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "tar"])
+def test_a_link_that_came_after_the_plan_leads_nowhere_either(tmp_path: Path, secret: Path, suffix: str) -> None:
+    pq.write_table(pa.table({"image": [png()]}), secret / "t.parquet")
+    write_tar(secret / "t.tar", 1)
+    link = tmp_path / "in" / f"t.{suffix}"
+    link.symlink_to(secret / f"t.{suffix}")
+    entry = storage.stat(str(link))
+    piece = Piece(link.name, entry.version, "tar" if suffix == "tar" else "parquet", 0, 1, entry.size)
+    (row,) = read_rows(understand_input(str(tmp_path / "in")), [piece], Columns()).to_pylist()
+    assert row["image"] is None
+    assert row["source_error"] == "unreadable"
+    assert "lies outside of the input" in row["source_message"]
+    (row,) = read_rows(understand_input(str(tmp_path / "in")), [piece], Columns(), (str(secret),)).to_pylist()
+    assert row["source_error"] is None
+
+
+def test_a_file_that_is_named_may_be_a_link(tmp_path: Path, secret: Path) -> None:
+    """As caches have them, which store files by their digests: it keeps its name, and the images beside it are its."""
+    pq.write_table(_table("near.png", "../private/face.png"), secret / "3f2a")
+    (tmp_path / "in" / "train.parquet").symlink_to(secret / "3f2a")
+    (tmp_path / "in" / "near.png").write_bytes(png())
+    name = absolute_input(str(tmp_path / "in" / "train.parquet"))
+    assert name == f"{tmp_path}/in/train.parquet"
+    assert [(row["path"], row["status"]) for row in _rows(name)] == [
+        ("train.parquet", "ok"),
+        ("train.parquet", "unreadable"),
+    ]
 
 
 def test_a_link_in_a_path_of_a_table_is_followed_to_its_end(tmp_path: Path, secret: Path) -> None:

@@ -126,7 +126,7 @@ def test_objects_that_stand_for_folders_are_folders(ours: Azure) -> None:
     for path in ("in", "in/a"):
         ours.bucket.put(path, b"", if_absent=True, metadata={"hdi_isfolder": "true"})
     storage.put_if_absent("az://bucket/in/a/image", b"x")
-    skipped: list[str] = []
+    skipped: list[storage.Skipped] = []
     assert [entry.path for entry in storage.list_files("az://bucket", skipped.append)] == ["in/a/image"]
     assert (skipped, storage.list_folders("az://bucket/in")) == ([], ["a"])
     assert (storage.is_file("az://bucket/in/a"), storage.exists("az://bucket/in/a")) == (False, True)

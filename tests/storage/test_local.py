@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -138,24 +139,70 @@ def test_listing_says_what_it_leaves_out(tmp_path: Path) -> None:
     with open(os.path.join(os.fsencode(tmp_path), b"latin-\xe9.png"), "wb"):
         pass
     os.mkfifo(tmp_path / "pipe")
-    skipped: list[str] = []
+    (tmp_path / "itself").symlink_to("itself")
+    (tmp_path / "inside").symlink_to("real/a/b")
+    (tmp_path / "lost+found").mkdir()
+    skipped: list[storage.Skipped] = []
     listed = [entry.path for entry in storage.list_files(str(tmp_path), skipped.append)]
     assert listed == ["_DSC1.jpg", "linked", "real/a"]
-    assert skipped == [".git/", ".hidden", "_temporary/", "broken", "latin-\udce9.png", "pipe", "round"]
+    assert [(left.path, left.why) for left in skipped if not left.fault] == [
+        (".git/", "hidden"),
+        (".hidden", "hidden"),
+        ("_temporary/", "_folder"),
+        ("broken", "no file"),
+        ("lost+found/", "hidden"),
+        ("pipe", "no file"),
+        ("round", "linked folder"),
+    ]
+    faults = {left.path: left.why for left in skipped if left.fault}
+    assert list(faults) == ["inside", "itself", "latin-\udce9.png"]
+    assert "Not a directory" in faults["inside"]
+    assert "Too many levels of symbolic links" in faults["itself"]
+    assert "not UTF-8" in faults["latin-\udce9.png"]
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_a_folder_that_may_not_be_listed_is_told_of_and_a_broken_disk_is_an_error(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a/1.png", "b/2.png", "c/3.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    scan = os.scandir
+
+    def refuse(folder: Path) -> Any:
+        if folder == tmp_path / refused:
+            raise OSError(number, os.strerror(number))
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    refused, skipped = "b", list[storage.Skipped]()
+    listing = storage.list_files(str(tmp_path), skipped.append)
+    if number == errno.EACCES:
+        assert [entry.path for entry in listing] == ["a/1.png", "c/3.png"]
+        assert skipped == [("b/", "Permission denied", True)]
+    else:
+        with pytest.raises(StorageError, match="/b cannot be listed: Input/output error"):
+            list(listing)
+    with pytest.raises(StorageError, match=r"b/? cannot be listed"):
+        list(storage.list_files(str(tmp_path)))  # nobody would hear of it
+    refused = ""
+    with pytest.raises(StorageError, match=f"{tmp_path} cannot be listed"):
+        list(storage.list_files(str(tmp_path), skipped.append))
 
 
 def test_a_folder_that_vanishes_during_the_listing_is_left_out(tmp_path: Path) -> None:
     for name in ("a.png", "b/1.png", "c/2.png", "d.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
-    skipped: list[str] = []
+    skipped: list[storage.Skipped] = []
     listing = storage.list_files(str(tmp_path), skipped.append)
     found = [next(listing).path]
     shutil.rmtree(tmp_path / "b")
     shutil.rmtree(tmp_path / "c")
     (tmp_path / "c").write_bytes(b"now a file")
     assert [*found, *(entry.path for entry in listing)] == ["a.png", "d.png"]
-    assert skipped == ["b/", "c/"]
+    assert [left.path for left in skipped] == ["b/", "c/"]
 
 
 def test_versions_change_with_the_content(tmp_path: Path) -> None:

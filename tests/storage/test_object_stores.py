@@ -119,9 +119,15 @@ def test_listing_says_what_it_leaves_out(store: Shim) -> None:
         storage.put_if_absent(f"{store.root}/in/{name}", b"x")
     _put_marker(store, "in/")
     _put_marker(store, "in/folder/")
-    skipped: list[str] = []
+    skipped: list[storage.Skipped] = []
     assert [entry.path for entry in storage.list_files(f"{store.root}/in", skipped.append)] == ["_DSC1.jpg", "real/a"]
-    assert skipped == ["", ".git/config", ".hidden", "_temporary/part", "folder/"]
+    assert [left[:2] for left in skipped] == [
+        ("", "no file"),
+        (".git/config", "hidden"),
+        (".hidden", "hidden"),
+        ("_temporary/part", "_folder"),
+        ("folder/", "no file"),
+    ]
     assert storage.list_folders(f"{store.root}/in") == [".git", "_temporary", "folder", "real"]
 
 

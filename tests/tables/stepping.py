@@ -156,7 +156,7 @@ class Code:
     def stat(self, uri: str) -> storage.Entry:
         return storage.Entry(uri, 0, "1")
 
-    def list_files(self, uri: str, on_skip: Callable[[str], None] | None = None) -> Iterator[storage.Entry]:
+    def list_files(self, uri: str, on_skip: Callable[[storage.Skipped], None] | None = None) -> Iterator[storage.Entry]:
         return iter([storage.Entry(name, 0, version) for name, version in self._ask(("files", uri))])
 
     def list_folders(self, uri: str) -> list[str]:

@@ -8,6 +8,8 @@ from fcn_ray.tables.ahead import THREADS, WINDOW, ReadAhead
 from fcn_ray.tables.contents import RowGroup
 from fcn_ray.tables.sources import Source
 
+NEVER = threading.Event()
+
 
 def _sources(kinds: str, listed: list[str] | None = None) -> Iterator[Source]:
     """Tables and images by the letters of `kinds`; what was listed is noted."""
@@ -18,7 +20,7 @@ def _sources(kinds: str, listed: list[str] | None = None) -> Iterator[Source]:
         yield Source(path, "parquet" if letter == "t" else "image", number, "1")
 
 
-def _groups(source: Source) -> list[RowGroup]:
+def _groups(source: Source, closed: threading.Event = NEVER) -> list[RowGroup]:
     if source.size % 5 == 3:
         raise StorageError(source.path)
     return [RowGroup(source.size, 0)]
@@ -40,7 +42,7 @@ def test_each_table_gets_what_was_read_of_it_in_order() -> None:
 
 def test_tables_are_read_several_at_once() -> None:
     barrier = threading.Barrier(THREADS)
-    ahead = ReadAhead(lambda source: [RowGroup(barrier.wait(timeout=10), 0)])
+    ahead = ReadAhead(lambda source, closed: [RowGroup(barrier.wait(timeout=10), 0)])
     for source in ahead.watch(_sources("tit" * THREADS)):
         assert source.kind == "image" or ahead.take(source)
     ahead.close()
@@ -58,7 +60,7 @@ def test_the_listing_goes_only_so_far_ahead(kinds: str, ahead_of_first: int) -> 
 def test_what_was_not_begun_is_not_done_any_more() -> None:
     going, done = threading.Event(), []
 
-    def read(source: Source) -> list[RowGroup]:
+    def read(source: Source, closed: threading.Event) -> list[RowGroup]:
         going.wait(timeout=10)
         done.append(source.path)
         return []
@@ -69,3 +71,21 @@ def test_what_was_not_begun_is_not_done_any_more() -> None:
     going.set()
     ahead._pool.shutdown(wait=True)
     assert len(done) <= THREADS
+
+
+def test_what_is_under_way_hears_that_nobody_waits_for_it() -> None:
+    """A tar in a store takes minutes, and a process ends after its threads."""
+    begun, heard = threading.Event(), []
+
+    def read(source: Source, closed: threading.Event) -> list[RowGroup]:
+        begun.set()
+        heard.append(closed.wait(timeout=10))
+        return []
+
+    ahead = ReadAhead(read)
+    next(ahead.watch(_sources("ti" + "t" * 100)))
+    assert begun.wait(timeout=10)
+    ahead.close()
+    ahead._pool.shutdown(wait=True)
+    assert heard
+    assert all(heard)

@@ -602,4 +602,4 @@ def test_the_audit_shares_no_code_with_the_writer() -> None:
                 assert used[0] != "storage" or node.attr in _READING, f"{used}: reading only"
 
 
-_READING = {"is_file", "join", "list_files", "list_folders", "open_file", "read_bytes"}
+_READING = {"Skipped", "is_file", "join", "list_files", "list_folders", "open_file", "read_bytes"}

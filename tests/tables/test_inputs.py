@@ -31,7 +31,7 @@ def test_a_pattern_gives_the_files_that_fit_by_path_below_its_folder(tmp_path: P
     listing = Listing()
     found = [source.path for source in list_inputs(f"{tmp_path}/in/**/[!b]*", listing)]
     assert found == ["0.jpg", "b/1.jpg", "b/3.png", "b/c/2.jpg", "b/t.parquet"]
-    assert listing.skipped == {".txt": 1, "(hidden)": 1}, "what does not fit is not left out"
+    assert listing.skipped == {".txt": 1, "(hidden)": 1, "(_folder)": 1}, "what does not fit is not left out"
 
 
 def test_a_run_over_a_pattern_keeps_the_pattern_and_finds_its_files(

@@ -337,6 +337,17 @@ def test_more_than_pyarrow_takes_in_one_batch_is_read_row_by_row(
     assert [_status(row) for row in _read(path, 2, 5)] == [(b"image %d" % row, None) for row in range(2, 7)]
 
 
+def test_the_footer_is_read_once_for_a_piece_of_many_row_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is as long as they are many: read for each, the work would be their square."""
+    path = write_table(tmp_path / "t.parquet", 50, group=1)
+    read, footers = pq.read_metadata, []
+    monkeypatch.setattr(pq, "read_metadata", lambda *given: footers.append(given) or read(*given))
+    assert [_status(row)[0] for row in _read(path, 5, 40)] == [b"image %d" % row for row in range(5, 45)]
+    assert len(footers) == 1
+
+
 def test_chunks_of_one_row_group_read_it_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_table(tmp_path / "t.parquet", 300, group=300, name=list(range(300)))
     made = []

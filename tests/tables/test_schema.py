@@ -44,11 +44,37 @@ def test_hugging_face_finds_its_features() -> None:
 
 
 @pytest.mark.parametrize(
+    ("kind", "feature"),
+    [
+        (pa.date32(), {"dtype": "date32", "_type": "Value"}),
+        (pa.date64(), {"dtype": "date64", "_type": "Value"}),
+        (pa.list_(pa.int8(), 2), {"feature": {"dtype": "int8", "_type": "Value"}, "length": 2, "_type": "List"}),
+        (
+            pa.list_(pa.dictionary(pa.int8(), pa.string())),
+            {"feature": {"dtype": "string", "_type": "Value"}, "_type": "List"},
+        ),
+    ],
+)
+def test_carried_types_have_the_names_that_datasets_knows(kind: pa.DataType, feature: object) -> None:
+    found = json.loads(result_schema(LABELS, pa.schema([pa.field("c", kind)])).metadata[b"huggingface"])
+    assert found["info"]["features"]["c"] == feature
+
+
+def test_where_datasets_has_no_name_for_a_type_it_finds_out_by_itself() -> None:
+    metadata = result_schema(LABELS, pa.schema([("c", pa.list_(pa.map_(pa.string(), pa.int8())))])).metadata
+    assert b"huggingface" not in metadata
+
+
+@pytest.mark.parametrize(
     ("kind", "expected"),
     [
         (STRUCT, True),
         (pa.struct([("path", pa.string()), ("bytes", pa.large_binary())]), True),
         (pa.struct([("bytes", pa.binary())]), True),
+        (pa.struct([("bytes", pa.binary()), ("path", pa.dictionary(pa.int32(), pa.string()))]), True),
+        (pa.struct([("bytes", pa.binary()), ("path", pa.null())]), True),
+        (pa.struct([("bytes", pa.binary()), ("path", pa.binary())]), False),
+        (pa.struct([("bytes", pa.binary()), ("path", pa.int64())]), False),
         (pa.struct([("bytes", pa.string())]), False),
         (pa.struct([("bytes", pa.binary()), ("size", pa.int64())]), False),
         (pa.binary(), False),
