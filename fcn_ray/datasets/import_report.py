@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import numpy as np
+import numpy.typing as npt
+
 from fcn_ray.datasets.encodings import Wrong
 from fcn_ray.labels import LabelSet
 from fcn_ray.tables.schema import trim_error
@@ -42,7 +45,8 @@ class ImportReport:
     """What an import did. `images` and `shards` are numbers by split.
 
     `wrong` is what was found in labels that is no class ("id 17", "colour 1,2,3"): those pixels are ignored now.
-    `refused` are files that were not imported, by reason.
+    `refused` are files that were not imported, by reason; `pixels` (256,) those of each id in the labels, as they are
+    now; `turned` images that EXIF has turned or mirrored, which their labels are not.
     """
 
     format: str
@@ -52,6 +56,8 @@ class ImportReport:
     shards: dict[str, int] = field(default_factory=dict)
     wrong: dict[str, WrongValue] = field(default_factory=dict)
     refused: dict[str, Refused] = field(default_factory=dict)
+    pixels: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(256, np.int64))
+    turned: int = 0
 
     @property
     def n_refused(self) -> int:
@@ -78,6 +84,7 @@ class ImportReport:
         yield f"{self.format}: {sum(self.images.values())} labelled images of {len(self.labels)} classes in {self.out}"
         for split, count in self.images.items():
             yield f"  {split}: {_count(count, 'image')} in {_count(self.shards[split], 'file')}"
+        yield from self._doubts()
         if self.wrong:
             yield f"no class, and ignored from now on (id {self.labels.ignore_id}):"
         worst = sorted(self.wrong.items(), key=lambda item: -item[1].pixels)
@@ -90,6 +97,21 @@ class ImportReport:
         for reason, refused in self.refused.items():
             more = f" and {refused.count - _SHOWN_FILES} more" if refused.count > _SHOWN_FILES else ""
             yield f"  {reason}: {refused.count}: {', '.join(map(trim_error, refused.files[:_SHOWN_FILES]))}{more}"
+
+    def _doubts(self) -> Iterator[str]:
+        """What may be right, and often is not."""
+        missing = [f"{name} (id {index})" for index, name in enumerate(self.labels.names) if not self.pixels[index]]
+        ignored = self.pixels[self.labels.ignore_id] / max(1, self.pixels.sum())
+        if missing and self.pixels.any():
+            more = f" and {len(missing) - _SHOWN_WRONG} more" if len(missing) > _SHOWN_WRONG else ""
+            yield f"in no label: {', '.join(missing[:_SHOWN_WRONG])}{more}"
+        if ignored > 0 and len(missing) == len(self.labels) - 1:
+            yield (
+                f"{100 * ignored:.1f} % of the pixels are {self.labels.ignore_id}, which means to ignore them: "
+                "if that is a class in these masks, give it the class's id first"
+            )
+        if self.turned:
+            yield f"{_count(self.turned, 'image')} turned or mirrored by EXIF: their labels must be upright as they are"
 
 
 def _count(number: int, noun: str) -> str:

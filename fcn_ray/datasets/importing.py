@@ -11,10 +11,13 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
 from typing import NamedTuple, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from fcn_ray import storage
 from fcn_ray.datasets.class_lists import parse_names
@@ -52,7 +55,14 @@ class _Refusal:
     what: str
 
 
-_Read = tuple[Sample | _Refusal, Wrong]
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """What became of a pair: pixels of each id in its label, of ids that are no class, and whether EXIF turned it."""
+
+    found: Sample | _Refusal
+    pixels: npt.NDArray[np.int64] = field(default_factory=lambda: np.zeros(256, np.int64))
+    wrong: Wrong = field(default_factory=dict)
+    turned: bool = False
 
 
 def import_dataset(  # noqa: PLR0913  (each is a flag of the command)
@@ -168,14 +178,16 @@ class _Import:
 
     def _samples(self, split: str, pairs: Sequence[_Pair], on_done: Callable[[], None]) -> Iterator[Sample]:
         """The pairs that can be imported, in order; the others, and wrong values, are noted."""
-        for pair, (read, wrong) in zip(pairs, map_in_threads(self._read, pairs), strict=True):
-            if isinstance(read, _Refusal):
-                self.report.refuse(read.reason, read.what)
+        for pair, read in zip(pairs, map_in_threads(self._read, pairs), strict=True):
+            if isinstance(read.found, _Refusal):
+                self.report.refuse(read.found.reason, read.found.what)
             else:
-                self._check(pair, wrong)
-                self.report.note_wrong(wrong, pair.mask)
+                self._check(pair, read.wrong)
+                self.report.note_wrong(read.wrong, pair.mask)
+                self.report.pixels += read.pixels
+                self.report.turned += read.turned
                 self.report.images[split] = self.report.images.get(split, 0) + 1
-                yield read
+                yield read.found
             on_done()
 
     def _check(self, pair: _Pair, wrong: Wrong) -> None:
@@ -194,17 +206,19 @@ class _Import:
             image = decode_image(data, MAX_PIXELS)
             ids, wrong = self.layout.read(label, pair.mask)
         except StorageError as error:
-            return _Refusal("file that cannot be read", str(error)), {}
+            return _Read(_Refusal("file that cannot be read", str(error)))
         except ImageError as error:
-            return _Refusal(f"image that is {error.status}", f"{pair.image} ({error})"), {}
+            return _Read(_Refusal(f"image that is {error.status}", f"{pair.image} ({error})"))
         except DataError as error:
-            return _Refusal("label that cannot be used", str(error)), {}
+            return _Read(_Refusal("label that cannot be used", str(error)))
         height, width = image.pixels.shape[:2]
+        turned = "exif_rotated" in image.flags
         if ids.shape != (height, width):
-            turned = ", turned upright by its EXIF orientation," if "exif_rotated" in image.flags else ""
-            sizes = f"{pair.mask} is {ids.shape[1]}x{ids.shape[0]}, its image{turned} {width}x{height}"
-            return _Refusal("label of another size than its image", sizes), {}
-        return Sample(pair.name, pair.image, data, encode_mask(ids)), wrong
+            how = ", turned upright by its EXIF orientation," if turned else ""
+            sizes = f"{pair.mask} is {ids.shape[1]}x{ids.shape[0]}, its image{how} {width}x{height}"
+            return _Read(_Refusal("label of another size than its image", sizes))
+        pixels = np.bincount(ids.ravel(), minlength=256)
+        return _Read(Sample(pair.name, pair.image, data, encode_mask(ids)), pixels, wrong, turned)
 
 
 def map_in_threads(function: Callable[[_Item], _Result], items: Iterable[_Item]) -> Iterator[_Result]:

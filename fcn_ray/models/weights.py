@@ -53,7 +53,8 @@ def load_backbone_weights(
     `source` is a file (fcn_ray.models.weight_files), or "imagenet", which downloads those of keras-applications. That
     is every layer of the backbone, and fc6 and fc7 where both hold the classifier's dense layers in their full size
     (paper, section 4.1); a slimmer fc6 and fc7 stay random. The scale of each level becomes one over the magnitude of
-    its features (`scales` = "features"), or that of the release ("paper").
+    its features (`scales` = "features"), or that of the release ("paper"); a classifier's fc6 is multiplied by the
+    magnitude of what it reads, and computes what it has learned.
 
     Raises ConfigError when the weights cannot be had, lack a layer, or are of another shape; then nothing is set.
     """
@@ -72,6 +73,8 @@ def load_backbone_weights(
     for variable in model.weights:
         if variable.path in factors:
             variable.assign(factors[variable.path])
+    if head[0] in layers:  # it has learned features that were not scaled
+        head[0].kernel.assign(head[0].kernel / factors.get("scale_pool5/factor", 1.0))
     return [layer.name for layer in layers]
 
 

@@ -32,7 +32,8 @@ class Divergence:
 
 
 def read_divergence(job: Job) -> Divergence:
-    """That of the run in `out`, as far as it is of this job: another learning rate has all its tries still to come."""
+    """That of the run in `out`, as far as it is of this job: another learning rate has all its tries still to come, and
+    is taken as it is, whatever factor the checkpoints have."""
     uri = storage.join(job.config.out, FILE)
     if not storage.is_file(uri):
         return Divergence()
@@ -45,7 +46,7 @@ def read_divergence(job: Job) -> Divergence:
     except (ValueError, KeyError, TypeError) as error:
         logger.warning("%s is damaged and passed over: %s", uri, error)
         return Divergence()
-    return Divergence(distrusted=known.distrusted) if changed else known
+    return Divergence(rate_factor=1.0, distrusted=known.distrusted) if changed else known
 
 
 def go_back(job: Job, known: Divergence, rate_factor: float) -> Divergence:

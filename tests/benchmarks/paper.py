@@ -55,8 +55,8 @@ def train_stage(options: argparse.Namespace, name: str) -> str:
     if before:
         settings |= {"model.start": str(options.out / before / "bundle")}
     else:
-        scales = "paper" if "at once" in name else "features"
-        settings |= {"model.weights": options.weights, "model.scales": scales, "model.fc_channels": options.fc}
+        # The release scales the levels of its network at once, and none in stages: what starts so, goes on so.
+        settings |= {"model.weights": options.weights, "model.scales": "paper", "model.fc_channels": options.fc}
     places = {"data": str(options.camvid / "train.parquet"), "out": str(options.out / name)}
     report = train(load_config(TrainConfig, flags=settings | places), lambda record: print(record, flush=True))
     return report.bundle

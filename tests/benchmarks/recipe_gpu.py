@@ -246,7 +246,7 @@ def paper(options: argparse.Namespace, data: Any) -> None:
     for name in options.stages:
         variant, rate, before = STAGES[name]
         flags = RELEASE | {"model.variant": variant, "optimizer.learning_rate": rate * RATE, "epochs": options.epochs}
-        scales = "paper" if "at once" in name else "features"
+        scales = "features" if before else "paper"  # as in paper.py
         flags |= {"model.scales": scales, "model.fc_channels": options.fc, "model.weights": str(options.weights)}
         config = load_config(TrainConfig, flags=PLACES | flags)
         model, learned = build(config, None if before else options.weights, options.precision)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from PIL import ExifTags, Image
 
 from fcn_ray import storage
 from fcn_ray.config import TrainConfig
@@ -413,3 +414,32 @@ def test_importing_loads_nothing_heavy():
     code = "import sys, fcn_ray.datasets.importing; print(*sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {name.partition(".")[0] for name in run.stdout.split()} & {"ray", "keras", "tensorflow"}
+
+
+# ------------------------------------------------------------------------------------------ what may be meant otherwise
+
+
+def test_masks_of_0_and_255_are_told_to_lack_a_class(tmp_path):
+    write_folders(tmp_path / "in", 2, "no\ncrack\n")
+    for index in range(2):
+        write_label(tmp_path / "in" / "masks" / f"a{index}.png", label(0, 0, 0, VOID))
+    lines = list(_import(tmp_path, strict=True).lines())
+    assert "in no label: crack (id 1)" in lines
+    assert any(line.startswith("23.3 % of the pixels are 255, which means to ignore them") for line in lines)
+
+
+def test_a_class_that_some_label_holds_is_not_told_of(tmp_path):
+    write_folders(tmp_path / "in", 2)
+    write_label(tmp_path / "in" / "masks" / "a0.png", label(0, 1, VOID))
+    assert not any("in no label" in line or "ignore" in line for line in _import(tmp_path).lines())
+
+
+@pytest.mark.parametrize(("orientation", "told"), [(1, False), (3, True), (4, True)])
+def test_images_that_exif_turns_are_counted(tmp_path, orientation, told):
+    """Turned by half or mirrored, their size says nothing of it."""
+    write_folders(tmp_path / "in", 2)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.open(tmp_path / "in" / "images" / "a1.jpg").save(tmp_path / "in" / "images" / "a1.jpg", exif=exif)
+    line = "1 image turned or mirrored by EXIF: their labels must be upright as they are"
+    assert (line in list(_import(tmp_path).lines())) is told

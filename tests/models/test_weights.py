@@ -114,6 +114,7 @@ def test_a_backbone_alone(tmp_path: Path, arrays: Arrays, dtype: str) -> None:
     assert names == VGG16
 
 
+@pytest.mark.parametrize("scales", ["features", "paper"])
 @pytest.mark.parametrize(
     ("name", "write"),
     [
@@ -125,12 +126,12 @@ def test_a_backbone_alone(tmp_path: Path, arrays: Arrays, dtype: str) -> None:
     ],
 )
 def test_the_scores_of_the_classifier_come_out_of_fc7(
-    tmp_path: Path, classifier: keras.Model, name: str, write: Callable[[Path, keras.Model], str]
+    tmp_path: Path, classifier: keras.Model, name: str, write: Callable[[Path, keras.Model], str], scales: Any
 ) -> None:
     """R5, end to end: at the classifier's own size the middle cell of fc7 sees all of pool5, and no padding."""
     model = build_fcn(tiny_spec(variant="16s"))
     source = write(tmp_path / name, classifier)
-    assert load_backbone_weights(model, source, "vgg16", scales="paper") == [*VGG16, "fc6", "fc7"]
+    assert load_backbone_weights(model, source, "vgg16", scales) == [*VGG16, "fc6", "fc7"]
     image = np.random.default_rng(6).normal(size=(1, 224, 224, 3)).astype(np.float32)
     dense = keras.Model(classifier.input, classifier.get_layer("fc2").output)(image)[0]
     cells = keras.Model(model.input, model.get_layer("fc7").output)(image)[0]

@@ -69,7 +69,7 @@ def test_another_learning_rate_has_all_its_tries_and_another_job_knows_of_none(j
     _save(job, 3)
     second = go_back(job, Divergence(1, 0.5), 0.5)
     lower = job.config.model_copy(update={"optimizer": job.config.optimizer.model_copy(update={"learning_rate": 0.01})})
-    assert read_divergence(dataclasses.replace(job, config=lower)) == Divergence(distrusted=second.distrusted)
+    assert read_divergence(dataclasses.replace(job, config=lower)) == Divergence(0, 1.0, second.distrusted)
     assert read_divergence(dataclasses.replace(job, settings="other")) == Divergence()
 
 

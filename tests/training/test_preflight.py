@@ -15,8 +15,9 @@ import pytest
 from fcn_ray.config import ModelSpec, Preprocessing, TrainConfig
 from fcn_ray.config_text import dump_config, load_config
 from fcn_ray.errors import ConfigError, DataError, ForeignOutputError
-from fcn_ray.images.codec import encode_mask
+from fcn_ray.images.codec import encode_image, encode_mask
 from fcn_ray.models.weight_files import LAYERS
+from fcn_ray.training import preflight
 from fcn_ray.training.checkpoints import Checkpoint, save_checkpoint
 from fcn_ray.training.preflight import prepare
 from tests import pictures
@@ -191,8 +192,10 @@ def test_labels_changed_in_place_are_other_data(flags: dict[str, Any], tmp_path:
     flags |= {"resume": True, "augment.fill": [0, 0, 0], "val": str(val)}
 
     def write(path: Path, label: int) -> int:
-        """Four pictures whose labels are one class; bytes of the row group."""
-        masks = [encode_mask(np.full((48, 64), label, np.uint8))] * 4
+        """Four pictures whose labels are one class below a line of sky; bytes of the row group."""
+        mask = np.full((48, 64), label, np.uint8)
+        mask[0] = 0
+        masks = [encode_mask(mask)] * 4
         table = pq.read_table(pictures.write_parquet(path, 4))
         table = table.set_column(table.schema.get_field_index("mask"), "mask", pa.array(masks))
         pq.write_table(table, path, compression="none")
@@ -236,3 +239,43 @@ def test_crops_are_padded_with_the_mean_of_the_preprocessing_and_the_saved_setti
     (tmp_path / "config.yaml").write_text(dump_config(job.config))
     assert prepare(load_config(TrainConfig, str(tmp_path / "config.yaml"))).settings == job.settings
     assert prepare(_config(flags | {"augment.fill": [9, 9, 9]})).settings != job.settings
+
+
+# ----------------------------------------------------------------------------------------------------------- classes
+
+
+def _with_ids(path: Path, *labels: list[int]) -> str:
+    """A table of grey images of 8x8 pixels whose labels hold such ids."""
+    masks = [np.resize(np.array(ids, np.uint8), (8, 8)) for ids in labels]
+    image = encode_image(np.full((8, 8, 3), 90, np.uint8), "PNG")
+    pq.write_table(pa.table({"image": [image] * len(masks), "mask": [encode_mask(mask) for mask in masks]}), path)
+    return str(path)
+
+
+def test_masks_of_0_and_255_have_no_second_class(tmp_path: Path) -> None:
+    """A common way to write two classes; here 255 is void, and a network that says 0 everywhere would be perfect."""
+    data = _with_ids(tmp_path / "t.parquet", *[[0, 255]] * 4)
+    config = load_config(
+        TrainConfig, flags={"data": data, "out": f"{tmp_path}/out", "batch_size": 4, "classes": ("no", "crack")}
+    )
+    with pytest.raises(
+        DataError, match=r"4 images hold no class but \['no'\], of \['no', 'crack'\]; 255 means to ignore"
+    ):
+        prepare(config)
+
+
+def test_a_class_that_no_label_holds_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = _with_ids(tmp_path / "t.parquet", [0, 1], [1], [0, 255], [3])
+    flags = {"data": data, "out": f"{tmp_path}/out", "batch_size": 4, "classes": tuple("abcd")}
+    prepare(load_config(TrainConfig, flags=flags))
+    assert "no label holds ['c']" in caplog.text
+
+
+def test_what_a_sample_lacks_the_rest_may_have(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(preflight, "CHECKED_SAMPLES", 2)
+    data = _with_ids(tmp_path / "t.parquet", [0], [0, 1], [0, 1], [0])
+    flags = {"data": data, "out": f"{tmp_path}/out", "batch_size": 4, "classes": tuple("abc")}
+    prepare(load_config(TrainConfig, flags=flags))
+    assert "the labels of 2 images hold no class but ['a']" in caplog.text
