@@ -265,13 +265,14 @@ def benchmark(
     "fcn-ray evaluate masks/ labels/ --json scores.json"
 )
 def evaluate(
-    masks: Annotated[str, typer.Argument(help="Output folder of `fcn-ray segment`, or a folder of PNG masks.")],
+    masks: Annotated[str, typer.Argument(help="Output folder of `fcn-ray segment`, one run=... in it, or PNG masks.")],
     labels: Annotated[str, typer.Argument(help="Parquet file or folder with a mask column, or a folder of PNGs.")],
     mask_column: Annotated[str, typer.Option(help="Column of the labels.")] = "mask",
     classes: Annotated[str | None, typer.Option(help="Names by id, with commas; only for PNGs on both sides.")] = None,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the scores to this file too.")] = None,
+    json_file: Annotated[str | None, typer.Option("--json", help="Write the scores to this file too.")] = None,
 ) -> int:
     """Score masks against labels: IoU of every class and the four FCN metrics. Void is never counted."""
+    from fcn_ray import storage
     from fcn_ray.evaluation import evaluate as run
     from fcn_ray.evaluation import format_table
     from fcn_ray.reports.console import print_lines
@@ -280,12 +281,14 @@ def evaluate(
     evaluation = run(masks, labels, mask_column=mask_column, classes=names)
     print_lines(format_table(evaluation).splitlines())
     if json_file:
-        json_file.write_text(json.dumps(evaluation.to_dict(), indent=1) + "\n", encoding="utf-8")
+        storage.replace(json_file, (json.dumps(evaluation.to_dict(), indent=1) + "\n").encode())
     return EXIT_COMPLETE
 
 
 @app.command(epilog="Example:  fcn-ray audit masks/")
-def audit(output: Annotated[str, typer.Argument(help="Output folder of `fcn-ray segment`.")]) -> int:
+def audit(
+    output: Annotated[str, typer.Argument(help="Output folder of `fcn-ray segment`, or one run=... in it.")],
+) -> int:
     """Prove that every image of the plan has exactly one whole, unchanged result row."""
     from fcn_ray.reports.console import print_lines
     from fcn_ray.tables.audit import audit as run

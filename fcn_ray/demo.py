@@ -146,7 +146,7 @@ def _pictures(report: DemoReport, collection: Path) -> Iterator[Picture]:
     labels = list(stream_labels(str(collection / "labels"), MASK))
     for place in np.linspace(0, len(labels) - 1, PICTURES).astype(int):
         label = labels[place]
-        mask = decode_label(index.take(label), label.where)
+        mask = decode_label(index.take(label) or b"", label.where)
         yield Picture(label.key, _image(collection / "images", label.key), decode_label(label.data, label.where), mask)
 
 

@@ -32,6 +32,8 @@ class Evaluation:
     """Images with a label and a mask."""
     unlabelled: int
     """Masks without a label; they do not count."""
+    bad: int = 0
+    """Labels whose image has no mask, as its row says; they do not count."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; None for a score that is not defined, as of a class that is in no label and no mask."""
@@ -39,6 +41,7 @@ class Evaluation:
         return {
             "images": self.images,
             "unlabelled": self.unlabelled,
+            "bad": self.bad,
             **values,
             "class_iou": dict(zip(self.labels.names, values["class_iou"], strict=True)),
             "confusion": self.confusion.tolist(),
@@ -51,22 +54,28 @@ def evaluate(
     """Compare `masks` (the output of segment, one run of it, or a folder of id PNGs) with `labels`.
 
     `labels` is a Parquet file, or a folder of Parquet files (labels in `mask_column`) and id PNGs, laid out as the
-    segmented images were. Void is not counted. `classes` names the ids where no Parquet file does. Raises DataError for
-    a label without a mask, for sizes or ids that do not fit; ConfigError for what cannot be evaluated at all.
+    segmented images were. Void is not counted. `classes` names the ids where no Parquet file does. An image whose row
+    says that it is bad does not count. Raises DataError for a label without an image, for sizes or ids that do not fit,
+    and when all are bad; ConfigError for what cannot be evaluated at all.
     """
     index = MaskIndex.open(masks)
     label_set = _agree(index.labels, stored_label_set(labels), classes)
     confusion = np.zeros((len(label_set), len(label_set) + 1), np.int64)
-    images = 0
+    images = bad = 0
     for label in stream_labels(labels, mask_column):
-        confusion += _compare(label, index.take(label), label_set)
+        if (mask := index.take(label)) is None:
+            bad += 1
+            continue
+        confusion += _compare(label, mask, label_set)
         images += 1
+    if bad and not images:
+        raise DataError(f"{masks}: none of the {bad} labelled images has a mask (column status says why)")
     if not images:
         raise ConfigError(
             f"{labels} holds no labels; expected Parquet with a {mask_column!r} column, or a folder of id PNGs "
             "(patterns, lists and tars are not read here)"
         )
-    return Evaluation(label_set, confusion, scores(confusion), images, index.count_left())
+    return Evaluation(label_set, confusion, scores(confusion), images, index.count_left(), bad)
 
 
 def format_table(evaluation: Evaluation) -> str:
@@ -80,8 +89,10 @@ def format_table(evaluation: Evaluation) -> str:
     ]
     rule = "-" * (width + 9)
     title = f"{'class':<{width}}  {'IoU':>7}"
-    unlabelled = f" ({result['unlabelled']} masks have no label)" if result["unlabelled"] else ""
-    return "\n".join([f"{result['images']} images{unlabelled}", title, rule, *rows[0], rule, *rows[1]])
+    left = [f"{result['unlabelled']} masks have no label"] if result["unlabelled"] else []
+    left += [f"{result['bad']} labels have a bad image, and no mask"] if result["bad"] else []
+    said = f" ({', '.join(left)})" if left else ""
+    return "\n".join([f"{result['images']} images{said}", title, rule, *rows[0], rule, *rows[1]])
 
 
 def _agree(masks: LabelSet | None, labels: LabelSet | None, classes: Sequence[str] | None) -> LabelSet:

@@ -140,11 +140,19 @@ def test_a_label_without_a_mask_is_named(run, tmp_path):
         evaluate(run, labels)
 
 
-def test_a_label_of_a_bad_image_is_named_with_the_reason(run, tmp_path):
-    (tmp_path / "labels" / "photos").mkdir(parents=True)
-    (tmp_path / "labels" / "photos" / "cut.png").write_bytes(encoded(LABEL_A))
-    with pytest.raises(DataError, match=r"'photos/cut' has the status 'truncated' and no mask; mend the image"):
-        evaluate(run, str(tmp_path / "labels"))
+def test_a_label_of_a_bad_image_is_counted_and_the_others_are_scored(run, tmp_path):
+    labels = tmp_path / "labels"
+    (labels / "photos").mkdir(parents=True)
+    (labels / "photos" / "cut.png").write_bytes(encoded(LABEL_A))
+    with pytest.raises(DataError, match=r"none of the 1 labelled images has a mask"):
+        evaluate(run, str(labels))
+    write_labels(labels / "street.parquet", [LABEL_A, LABEL_B])
+    evaluation = evaluate(run, str(labels))
+    assert (evaluation.images, evaluation.bad, evaluation.to_dict()["bad"]) == (2, 1, 1)
+    assert evaluation.confusion.tolist() == CONFUSION
+    assert format_table(evaluation).startswith(
+        "2 images (1 masks have no label, 1 labels have a bad image, and no mask)"
+    )
 
 
 def test_an_ok_row_without_a_mask_is_named(tmp_path):

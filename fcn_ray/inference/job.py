@@ -25,7 +25,7 @@ from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.inputs import absolute_input
 from fcn_ray.tables.lock import RunLock
 from fcn_ray.tables.places import spell_places
-from fcn_ray.tables.runs import Run, check_output, fingerprint, open_run, run_uri
+from fcn_ray.tables.runs import Run, check_run, open_run
 from fcn_ray.tables.schema import OK, trim_error
 from fcn_ray.tables.since import parse_since
 
@@ -50,7 +50,7 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, verbose: bool = Fal
     identity = _identify(config, bundle, columns, precision)
     _warn_of_emulation(config, precision)
     if dry_run:
-        report = _preview(config, columns, fingerprint(identity, bundle.labels), since)
+        report = _preview(config, columns, identity, bundle, since)
         return replace(report, memory=describe(reserve(config, bundle)))
     about = {"fcn_ray": __version__, "ray": version("ray"), "config": config.model_dump(mode="json")}
     run = open_run(config.output, config.input, identity, bundle.labels, about)
@@ -151,11 +151,12 @@ def _report(
     )
 
 
-def _preview(config: SegmentConfig, columns: Columns, run_id: str, since: datetime | None) -> SegmentReport:
+def _preview(
+    config: SegmentConfig, columns: Columns, identity: Mapping[str, Any], bundle: Bundle, since: datetime | None
+) -> SegmentReport:
     """What a job would do: the stored plan's pending chunks and what the input has beyond the plan."""
     output, input_uri = storage.absolute(config.output), absolute_input(config.input)
-    check_output(output, input_uri)
-    uri = run_uri(output, run_id)
+    uri = check_run(output, input_uri, identity, bundle.labels)
     work, todo = preview_work(uri, input_uri, config, columns, since)
     listing = work.log.listing
     return SegmentReport(
@@ -170,6 +171,7 @@ def _preview(config: SegmentConfig, columns: Columns, run_id: str, since: dateti
         older=listing.older,
         since=_format(since),
         dry_run=True,
+        too_bad=listing.n_quarantined > 0,
     )
 
 

@@ -100,15 +100,19 @@ class AuditReport:
 
 
 def audit(output: str) -> AuditReport:
-    """Check every run in a folder that `fcn-ray segment` wrote. Memory: one mask file, and 150 bytes for each chunk.
+    """Check every run in a folder that `fcn-ray segment` wrote, or the run folder `output`.
+
+    Memory: one mask file, and 150 bytes for each chunk.
 
     Raises ConfigError when there is no run, StorageError when storage cannot be read; whatever is wrong with what is
     stored is a finding.
     """
     report = AuditReport(output)
+    own = output.rstrip("/").rpartition("/")[2]
     names = [name for name in storage.list_folders(output) if name.startswith("run=")]
-    for name in names:
-        uri = storage.join(output, name)
+    runs = [output] if own.startswith("run=") and not names else [storage.join(output, name) for name in names]
+    for uri in runs:
+        name = uri.rstrip("/").rpartition("/")[2]
         if next(storage.list_files(uri), None) is not None:  # else a writer was killed before its first file
             report.runs += 1
             _RunAudit(report, uri, name.removeprefix("run=")).check()

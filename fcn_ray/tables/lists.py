@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from fcn_ray import storage
-from fcn_ray.errors import ConfigError, FcnRayError, UnavailableError, UnequippedError
+from fcn_ray.errors import ConfigError, FcnRayError, StorageError, UnavailableError, UnequippedError
 
 _BATCH_LINES = 1000
 _THREADS = 16
@@ -60,7 +60,10 @@ def stat_listed(paths: Iterator[str], locate: Callable[[str], str]) -> Iterator[
 
 def _stat(locate: Callable[[str], str], path: str) -> storage.Entry | Exception:
     try:
-        return storage.stat(locate(path))
+        uri = locate(path)
+        if storage.is_local(uri) and storage.local_path(uri).is_dir():
+            raise StorageError(f"{uri} is a folder, and a list names files: give the folder as the input")
+        return storage.stat(uri)
     except (UnavailableError, UnequippedError):
         raise
     except FcnRayError as error:

@@ -137,8 +137,11 @@ class MaskIndex:
             raise ConfigError(f"{uri} holds no masks; expected the output folder of segment, or a folder of id PNGs")
         return index
 
-    def take(self, label: StoredLabel) -> bytes:
-        """The encoded mask for a label, which then counts as taken. Raises DataError when there is none."""
+    def take(self, label: StoredLabel) -> bytes | None:
+        """The encoded mask for a label, which then counts as taken; None where the image's row says that it has none.
+
+        Raises DataError when there is no such image.
+        """
         place = self._places.pop(label.key, None)
         if place is None:
             there = f" (it has one for {next(iter(self._places))!r})" if self._places else ""
@@ -149,10 +152,7 @@ class MaskIndex:
         if label.key in self._twins:
             raise DataError(f"{label.where}: {place.path} and {self._twins[label.key]} share this label; rename one")
         if place.status != schema.OK:
-            raise DataError(
-                f"{label.where}: its image {label.key!r} has the status {place.status!r} and no mask; "
-                "mend the image and segment again, or leave its label out"
-            )
+            return None
         if place.group == _WHOLE_FILE:
             return storage.read_bytes(place.file)
         data = self._read_group(place.file, place.group)[place.row]

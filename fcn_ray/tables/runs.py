@@ -50,7 +50,10 @@ def find_run(output: str, run: str | None = None) -> str:
         if not runs:
             raise ConfigError(f"{output} holds no run {run}")
     if len(runs) > 1:
-        raise ConfigError(f"{output} holds {len(runs)} runs, which may differ; name one: {', '.join(runs)}")
+        raise ConfigError(
+            f"{output} holds {len(runs)} runs, which may differ; name one: {', '.join(runs)} "
+            f"(where a folder is asked for, {storage.join(output, runs[0])})"
+        )
     return storage.join(output, *runs)
 
 
@@ -95,6 +98,17 @@ def open_run(
         )
     fail_at("run.opened")
     return run
+
+
+def check_run(output: str, input_uri: str, identity: Mapping[str, Any], labels: LabelSet) -> str:
+    """Folder that `open_run` would take for this job (absolute both). Writes nothing, and raises as it does."""
+    check_output(output, input_uri)
+    run_id = fingerprint(identity, labels)
+    uri = run_uri(output, run_id)
+    document = storage.join(uri, "run.json")
+    if storage.is_file(document):
+        _check_same(document, {"run": run_id, "input": input_uri, **_described(identity, labels)})
+    return uri
 
 
 def check_output(output: str, input_uri: str) -> None:

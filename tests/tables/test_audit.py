@@ -166,6 +166,8 @@ def test_every_run_of_a_folder_is_audited(finished: Run) -> None:
     (output / f"run={'0' * 16}").mkdir()  # of a job that was killed before its first file
     report = audit(str(output))
     assert (report.runs, len(report.unfinished), report.findings) == (2, 1, [])
+    assert audit(finished.uri).ok, "and one of them by itself"
+    assert audit(f"{finished.uri}/").runs == 1
 
 
 @pytest.mark.parametrize("name", ["in", "nowhere"])

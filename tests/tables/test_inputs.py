@@ -169,13 +169,16 @@ def test_a_run_over_a_list_takes_what_is_added_to_it(tmp_path: Path, monkeypatch
 def test_listed_files_that_cannot_be_had_are_named(tmp_path: Path) -> None:
     write_images(tmp_path, "a.png")
     (tmp_path / "z.parquet").mkdir()
+    (tmp_path / "photos").mkdir()
     gone, odd, folder = "gone.png", "http://host/a.png", "z.parquet"
-    log = extend_plan(f"{tmp_path}/run", _list(tmp_path, gone, "a.png", odd, folder), ChunkConfig(), Columns())
-    assert (log.rows, log.listing.n_quarantined) == (1, 3)
+    log = extend_plan(
+        f"{tmp_path}/run", _list(tmp_path, gone, "a.png", odd, folder, "photos"), ChunkConfig(), Columns()
+    )
+    assert (log.rows, log.listing.n_quarantined) == (1, 4)
     reasons = {found.path: found.reason for found in log.listing.quarantined}
     assert "No such file" in reasons[gone]
     assert "http:// is not a place" in reasons[odd]
-    assert "not a regular file" in reasons[folder]
+    assert "is a folder, and a list names files" in reasons[folder]
 
 
 def test_lists_that_are_none(tmp_path: Path) -> None:

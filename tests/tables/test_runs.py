@@ -6,7 +6,7 @@ import pytest
 from fcn_ray import storage
 from fcn_ray.errors import ConfigError, ForeignOutputError
 from fcn_ray.labels import LabelSet
-from fcn_ray.tables.runs import Run, fingerprint, open_run, run_uri, write_status
+from fcn_ray.tables.runs import Run, check_run, fingerprint, open_run, run_uri, write_status
 from tests.tables.making import IDENTITY, LABELS
 
 
@@ -96,6 +96,9 @@ def test_another_input_needs_another_output(tmp_path: Path) -> None:
     before = _files(tmp_path)
     with pytest.raises(ForeignOutputError, match=r"input is .*/in, not .*/other; choose another output"):
         _open(tmp_path, input_uri=f"{tmp_path}/other")
+    with pytest.raises(ForeignOutputError, match=r"input is .*/in, not .*/other; choose another output"):
+        check_run(f"{tmp_path}/out", f"{tmp_path}/other", IDENTITY, LABELS)  # a dry run says so too
+    assert check_run(f"{tmp_path}/out", f"{tmp_path}/in", IDENTITY, LABELS) == _open(tmp_path).uri
     assert _files(tmp_path) == before
 
 

@@ -192,10 +192,9 @@ def test_labels_changed_in_place_are_other_data(flags: dict[str, Any], tmp_path:
     flags |= {"resume": True, "augment.fill": [0, 0, 0], "val": str(val)}
 
     def write(path: Path, label: int) -> int:
-        """Four pictures whose labels are one class below a line of sky; bytes of the row group."""
-        mask = np.full((48, 64), label, np.uint8)
-        mask[0] = 0
-        masks = [encode_mask(mask)] * 4
+        """Four pictures, three of whose labels are one class; bytes of the row group."""
+        masks = [encode_mask(np.full((48, 64), label, np.uint8))] * 3
+        masks += [encode_mask(np.arange(48, dtype=np.uint8)[:, None].repeat(64, axis=1) % 2)]
         table = pq.read_table(pictures.write_parquet(path, 4))
         table = table.set_column(table.schema.get_field_index("mask"), "mask", pa.array(masks))
         pq.write_table(table, path, compression="none")
