@@ -14,13 +14,15 @@ from fcn_ray.models.preprocessing import normalise
 PredictFn = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
 
 
-def _argmax(logits: Tensor) -> Tensor:
-    return ops.argmax(logits, axis=-1)
+Top = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""Logits (N, H, W, K) -> the first class of the largest (N, H, W), and that logit (N, H, W, 1)."""
 
 
-def build_predict_fn(
-    model: keras.Model, preprocessing: Preprocessing, argmax: Callable[[Tensor], Tensor] = _argmax
-) -> PredictFn:
+def _top(logits: Tensor) -> tuple[Tensor, Tensor]:
+    return ops.argmax(logits, axis=-1), ops.max(logits, axis=-1, keepdims=True)
+
+
+def build_predict_fn(model: keras.Model, preprocessing: Preprocessing, top: Top = _top) -> PredictFn:
     """Function (images, sizes, cores) -> (masks, class_pixels, class_confidence).
 
     In: `images` uint8 RGB (N, H, W, 3), whole images or tiles, each at the top left of its place; `sizes` int32 (N, 2),
@@ -32,7 +34,7 @@ def build_predict_fn(
     Out: `masks` uint8 (N, H, W), of no meaning outside the image; `class_pixels` int32 (N, K), pixels of each class in
     the core; `class_confidence` float32 (N, K), the sum over these pixels of the softmax probability of their class.
 
-    Plain keras.ops; the caller compiles it, and may give a faster `argmax` over the last axis.
+    Plain keras.ops; the caller compiles it, and may give a faster `top`.
     """
     num_classes = model.output_shape[-1]
 
@@ -41,8 +43,12 @@ def build_predict_fn(
         # The zeros of PadToStride are zeros after normalisation, so these must be too.
         visible = normalise(images, preprocessing) * ops.cast(inside, "float32")[..., None]
         logits = model(visible, training=False)
-        masks = ops.cast(argmax(logits), "uint8")
-        return masks, *_tally(masks, _top_probability(logits), _inside(images, cores), num_classes)
+        classes, largest = top(logits)
+        masks = ops.cast(classes, "uint8")
+        confidence = 1.0 / ops.sum(
+            ops.exp(logits - largest), axis=-1
+        )  # softmax of the largest; the others are not made
+        return masks, *_tally(masks, confidence, _inside(images, cores), num_classes)
 
     return predict
 
@@ -55,12 +61,6 @@ def _inside(images: Tensor, boxes: Tensor) -> Tensor:
     columns = ops.arange(width, dtype="int32")[None, None, :]
     in_rows = ops.logical_and(rows >= top, rows < bottom)
     return ops.logical_and(in_rows, ops.logical_and(columns >= left, columns < right))
-
-
-def _top_probability(logits: Tensor) -> Tensor:
-    """(N, H, W, K) -> (N, H, W): the largest softmax probability, without making the others."""
-    top = ops.max(logits, axis=-1, keepdims=True)
-    return 1.0 / ops.sum(ops.exp(logits - top), axis=-1)
 
 
 def _tally(masks: Tensor, confidence: Tensor, inside: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:

@@ -327,15 +327,39 @@ def test_a_large_image_is_predicted_in_the_memory_of_a_tile(tiny_bundle: Path) -
     assert int(run.stdout) < 1536, "MiB"
 
 
-@pytest.mark.parametrize(("sharers", "threads", "taken"), [(1, 0, 8), (2, 0, 4), (3, 0, 2), (99, 0, 1), (2, 5, 5)])
+@pytest.mark.parametrize(("sharers", "threads", "taken"), [(1, 0, 0), (2, 0, 4), (3, 0, 2), (99, 0, 1), (2, 5, 5)])
 def test_actors_of_one_node_share_its_cores(
     tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, sharers: int, threads: int, taken: int
 ) -> None:
     found: list[int] = []
     monkeypatch.setattr(network, "count_cpus", lambda: 8)
+    monkeypatch.setattr("os.cpu_count", lambda: 8)
     monkeypatch.setattr(predictor_module, "compile_network", lambda bundle, threads, precision: found.append(threads))
     Predictor(str(tiny_bundle), load_bundle(str(tiny_bundle)).digest, PredictConfig(threads=threads), sharers=sharers)
     assert found == [taken]
+
+
+def test_one_actor_of_a_small_container_takes_no_more_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    monkeypatch.setattr(network, "count_cpus", lambda: 4)
+    assert [network.share_cores(sharers) for sharers in (1, 2)] == [4, 2]
+
+
+@pytest.mark.parametrize("gpus", [[], ["a GPU"]])
+def test_the_first_of_the_largest_wins_and_no_number_is_none_of_them(
+    monkeypatch: pytest.MonkeyPatch, gpus: list[str]
+) -> None:
+    """Logits of three values tie in most pixels; what is beside the image may be no number, and stays a class."""
+    import tensorflow as tf
+
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda kind: gpus)
+    logits = np.random.default_rng(0).integers(0, 3, (2, 40, 50, 5)).astype(np.float32)
+    logits[1, 0], logits[1, 1, :, 3] = np.nan, np.nan
+    classes, largest = map(np.asarray, network._top_tensorflow(tf.constant(logits)))
+    assert np.array_equal(classes[0], logits[0].argmax(axis=-1))
+    assert np.array_equal(largest[0, ..., 0], logits[0].max(axis=-1))
+    assert largest.shape == (2, 40, 50, 1)
+    assert (classes.min(), classes.max()) == (0, 4)
 
 
 TRACED = 'Graph execution error:\n\nDetected at node a defined at (most recent call last):\n  File "x.py", line 1\n\n'

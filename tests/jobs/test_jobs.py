@@ -55,7 +55,8 @@ def test_cluster_yaml_has_the_pools_and_files_that_jobs_ask_for() -> None:
     assert set(types) == {"head", "cpu", "gpu"}
     assert types["head"]["resources"]["CPU"] == 0, "no image is to be decoded on the head"
     assert types["gpu"]["resources"]["GPU"] >= 1
-    assert all(isinstance(n["node_config"]["InstanceType"], str) for n in types.values())
+    assert all(isinstance(n["node_config"][key], str) for n in types.values() for key in ("InstanceType", "ImageId"))
+    assert all("IamInstanceProfile" in types[name]["node_config"] for name in ("cpu", "gpu"))
     assert sum(n.get("max_workers", 0) for n in types.values()) <= config["max_workers"]
     train = load_config(TrainConfig, str(ROOT / "jobs/train.yaml")).workers
     predict = load_config(SegmentConfig, str(ROOT / "jobs/segment.yaml")).predict
@@ -67,6 +68,27 @@ def test_cluster_yaml_has_the_pools_and_files_that_jobs_ask_for() -> None:
         assert (ROOT / source).exists()
         assert target in commands
     assert (ROOT / "requirements.lock").exists()
+
+
+def test_the_manifest_for_kuberay_has_the_pods_that_the_job_asks_for() -> None:
+    manifest = yaml.safe_load((ROOT / "jobs/kuberay.yaml").read_text())
+    assert (manifest["apiVersion"], manifest["kind"]) == ("ray.io/v1", "RayJob")
+    cluster = manifest["spec"]["rayClusterSpec"]
+    assert f"ray=={cluster['rayVersion']}" in (ROOT / "requirements.lock").read_text()
+    *_, script, _, config = manifest["spec"]["entrypoint"].split()
+    for path in (script, config):
+        assert (ROOT / path.removeprefix("/home/ray/fcn_ray/")).is_file()
+    predict = load_config(SegmentConfig, str(ROOT / "jobs/segment.yaml")).predict
+    groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
+    pods = {name: group["template"]["spec"]["containers"][0] for name, group in groups.items()}
+    limits = pods["gpu"]["resources"]["limits"]
+    assert groups["gpu"]["minReplicas"] * int(limits["nvidia.com/gpu"]) >= predict.actors * predict.gpus
+    assert int(limits["cpu"]) >= predict.cpus
+    assert cluster["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0", "no image is to be decoded on the head"
+    pods["head"] = cluster["headGroupSpec"]["template"]["spec"]["containers"][0]
+    assert {pod["image"] for pod in pods.values()} == {"IMAGE"}
+    assert all(pod["volumeMounts"][0]["mountPath"] == "/mnt/shared" for pod in pods.values())
+    assert all(pod["resources"]["limits"] == pod["resources"]["requests"] for pod in pods.values()), "or it is evicted"
 
 
 # ------------------------------------------------------------------------------------------------ ray job submit
