@@ -34,6 +34,9 @@ logger = logging.getLogger(__name__)
 DECODER_VERSION = 2
 """Part of a run's fingerprint: changes when the pixels that the network sees of the same bytes do."""
 
+NAMED_IN_STATUS = 20
+"""Inputs that could not be read, in `status.json`: whoever is called at night has no terminal with the others."""
+
 
 def segment(config: SegmentConfig, *, dry_run: bool = False, verbose: bool = False) -> SegmentReport:
     """Give every image of `config.input` exactly one result row in `config.output`; what is done is skipped.
@@ -78,7 +81,9 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, verbose: bool = Fal
             status.write("stopped" if stopped else "failed", error=trim_error(str(error)), exit_code=code)
             raise
         report = _report(config, run, work, labelling, statuses, since)
-        facts = {"done": report.labelled, "bad": report.bad, "quarantined": work.log.listing.n_quarantined}
+        facts: dict[str, Any] = {"done": report.labelled, "bad": report.bad, "quarantined": report.n_quarantined}
+        if report.quarantined:
+            facts["not_read"] = {left.path: left.reason for left in report.quarantined[:NAMED_IN_STATUS]}
         why = {} if report.stopped is None else {"error": report.stopped}
         code = EXIT_BAD_IMAGES if report.too_bad else EXIT_COMPLETE
         status.write("stopped" if ended_early else "complete", **facts, **why, exit_code=code)

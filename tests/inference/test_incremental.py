@@ -124,6 +124,16 @@ def test_a_run_of_nothing_but_bad_images_is_not_well(night: Night) -> None:
     assert not night.run().too_bad
 
 
+def test_the_status_names_the_inputs_that_could_not_be_read(night: Night) -> None:
+    _photos(night, "a")
+    for number in range(25):
+        (night.root / "in" / f"{number:02}.parquet").write_bytes(b"no table")
+    report = night.run()
+    assert (report.too_bad, report.n_quarantined, night.status["quarantined"]) == (True, 25, 25)
+    assert list(night.status["not_read"]) == [f"{number:02}.parquet" for number in range(20)]
+    assert "not a readable Parquet file" in night.status["not_read"]["00.parquet"]
+
+
 def test_a_folder_without_images_is_told_as_such(night: Night) -> None:
     (night.root / "in").mkdir()
     (night.root / "photos").mkdir()
