@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import tempfile
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -32,9 +33,10 @@ def main() -> None:
     except Exception as error:
         if hasattr(error, "format_message"):  # a click usage error; click itself is typer's business
             _fail(f"error: {error.format_message()}\nTry 'fcn-ray --help'.", getattr(error, "exit_code", 2))
-        if native is not None and native.stat().st_size:
-            atexit.unregister(native.unlink)
-            print(f"what libraries wrote meanwhile is in {native}", file=sys.stderr)
+        with suppress(OSError):  # jobs of days have their log swept away
+            if native is not None and native.stat().st_size:
+                atexit.unregister(native.unlink)
+                print(f"what libraries wrote meanwhile is in {native}", file=sys.stderr)
         raise
     if received:  # typer makes one exit code of every interrupt
         _fail("stopped: what is finished is safe; the same command goes on (train: with --resume)", 128 + received[0])

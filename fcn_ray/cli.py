@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -272,16 +271,15 @@ def evaluate(
     json_file: Annotated[str | None, typer.Option("--json", help="Write the scores to this file too.")] = None,
 ) -> int:
     """Score masks against labels: IoU of every class and the four FCN metrics. Void is never counted."""
-    from fcn_ray import storage
     from fcn_ray.evaluation import evaluate as run
-    from fcn_ray.evaluation import format_table
+    from fcn_ray.evaluation import format_table, write_scores
     from fcn_ray.reports.console import print_lines
 
     names = classes.split(",") if classes else None
     evaluation = run(masks, labels, mask_column=mask_column, classes=names)
     print_lines(format_table(evaluation).splitlines())
     if json_file:
-        storage.replace(json_file, (json.dumps(evaluation.to_dict(), indent=1) + "\n").encode())
+        write_scores(evaluation, json_file)
     return EXIT_COMPLETE
 
 

@@ -164,7 +164,7 @@ def _describe(kind: type[Section], problem: dict[str, Any]) -> str:
         return f"{name}: required, but not given"
     reason = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "tuple_type":
-        reason = f"expected a list, as {location[-1] if location else name}=[a, b]"
+        reason = f"expected a list, as {name}=[a, b]"
     if problem["type"] in ("model_type", "model_attributes_type"):
         reason = f"this is a section; set one of {', '.join(f'{name}.{field}' for field in _fields_at(kind, location))}"
     return f"{name}: {reason}" if not location else f"{name} = {problem['input']!r}: {reason}"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from fcn_ray.errors import ConfigError, DataError
+from fcn_ray import storage
+from fcn_ray.errors import ConfigError, DataError, StorageError
 from fcn_ray.images.codec import decode_label
 from fcn_ray.images.geometry import Pixels
 from fcn_ray.labels import LabelSet
@@ -76,6 +78,20 @@ def evaluate(
             "(patterns, lists and tars are not read here)"
         )
     return Evaluation(label_set, confusion, scores(confusion), images, index.count_left(), bad)
+
+
+def write_scores(evaluation: Evaluation, uri: str) -> None:
+    """`to_dict` as JSON, over what is there; links and devices are written to. Raises StorageError."""
+    data = (json.dumps(evaluation.to_dict(), indent=1) + "\n").encode()
+    if not storage.is_local(uri):
+        storage.replace(uri, data)
+        return
+    path = storage.local_path(uri)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError as error:
+        raise StorageError(f"{uri} cannot be written: {error.strerror or error}") from error
 
 
 def format_table(evaluation: Evaluation) -> str:

@@ -38,6 +38,7 @@ def test_a_resolved_config_reads_back(tmp_path: Path) -> None:
         (["optimizer.learing_rate=1"], ["optimizer.learing_rate: unknown key", "'learning_rate'"]),
         (["batch-size=1"], ["batch-size: unknown key", "did you mean 'batch_size'"]),
         (["optimizer.learning-rate=1"], ["optimizer.learning-rate: unknown key", "did you mean 'learning_rate'"]),
+        (["augment.scale=2"], ["augment.scale = 2: expected a list, as augment.scale=[a, b]"]),
         (["workers=4"], ["workers = 4: this is a section", "workers.count"]),
         (["classes=sky,road"], ["classes = 'sky,road': expected a list, as classes=[a, b]"]),
         (["nothing_like_it=1"], ["nothing_like_it: unknown key", "valid keys", "epochs"]),

@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fcn_ray.errors import ConfigError, DataError, SchemaError
-from fcn_ray.evaluation import evaluate, format_table
+from fcn_ray.errors import ConfigError, DataError, SchemaError, StorageError
+from fcn_ray.evaluation import evaluate, format_table, write_scores
 from fcn_ray.images.codec import encode_mask
 from fcn_ray.labels import METADATA_KEY, LabelSet
 from fcn_ray.tables.schema import MASK, MASK_TYPE, PATH, PLAN, ROW, STATUS
@@ -153,6 +153,17 @@ def test_a_label_of_a_bad_image_is_counted_and_the_others_are_scored(run, tmp_pa
     assert format_table(evaluation).startswith(
         "2 images (1 masks have no label, 1 labels have a bad image, and no mask)"
     )
+
+
+def test_scores_are_written_through_links_and_into_new_folders(run, tmp_path):
+    evaluation = evaluate(run, write_labels(tmp_path / "street.parquet", [LABEL_A, LABEL_B]))
+    (tmp_path / "link.json").symlink_to(tmp_path / "target.json")
+    for name in ("link.json", "new/scores.json"):
+        write_scores(evaluation, str(tmp_path / name))
+        assert json.loads((tmp_path / name).read_text()) == evaluation.to_dict()
+    assert (tmp_path / "link.json").is_symlink()
+    with pytest.raises(StorageError, match=r"street.parquet/scores.json cannot be written"):
+        write_scores(evaluation, str(tmp_path / "street.parquet" / "scores.json"))
 
 
 def test_an_ok_row_without_a_mask_is_named(tmp_path):

@@ -16,13 +16,15 @@ UNREADABLE_FIRST = 1000
 class BadLimits:
     """The limits of a job over a run of `images` images, and how near it has come to them.
 
-    `superseded` are images by chunk id that newer plans have again: they may be bad and the run still be good.
+    `superseded` are images by chunk id that newer plans have again: they may be bad and the run still be good. With
+    `fresh` the run has nothing yet that tells whether its input can be read.
     """
 
     max_fraction: float
     max_consecutive: int
     images: int
     superseded: Mapping[str, int]
+    fresh: bool = True
     _bad: int = 0
     _run: int = 0
     _unreadable: int = 0
@@ -33,7 +35,7 @@ class BadLimits:
 
         The bad images that it has come to itself are more than `max_fraction` of the run, so that no image to come can
         make up for them; or there were `max_consecutive` (0: no limit) in a row, in the order of chunks and their rows;
-        or nothing can be read at all.
+        or nothing can be read at all, of a `fresh` run.
         """
         bad = receipt.n_rows - receipt.statuses.get(OK, 0)
         self._bad += max(0, bad - self.superseded.get(receipt.chunk_id, 0))
@@ -44,7 +46,7 @@ class BadLimits:
             return f"{self._bad} of {self.images} images are bad, max_bad_fraction is {self.max_fraction:g}"
         unreadable = receipt.statuses.get("unreadable", 0)
         self._unreadable, self._others = self._unreadable + unreadable, self._others + receipt.n_rows - unreadable
-        if self._unreadable >= UNREADABLE_FIRST and not self._others:
+        if self.fresh and self._unreadable >= UNREADABLE_FIRST and not self._others:
             return (
                 f"the first {self._unreadable} images are all unreadable (column error says why): may the workers read "
                 "the input, and do links or paths lead out of it (allow_paths)?"

@@ -70,7 +70,8 @@ def segment(config: SegmentConfig, *, dry_run: bool = False, verbose: bool = Fal
 
                 execution.connect(config, bundle, verbose)
                 chunks = order_chunks(work.pending, lock.find_other())
-                limits = BadLimits(config.max_bad_fraction, config.max_bad_consecutive, work.images, work.stale)
+                bad = config.max_bad_fraction, config.max_bad_consecutive
+                limits = BadLimits(*bad, work.images, work.stale, fresh=not work.skipped)
                 receipts = execution.run_chunks(config, bundle, precision, run, columns, chunks)
                 labelling.follow(receipts, work.todo, limits, status)
             ended_early = labelling.stopped is not None and labelling.done < work.todo

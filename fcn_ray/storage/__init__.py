@@ -104,9 +104,9 @@ def list_files(uri: str, on_skip: Callable[[Skipped], None] | None = None) -> It
     """Every file below the folder `uri`, in the order of its path's UTF-8 bytes, a folder or page at a time in memory.
 
     Left out, and told to `on_skip`: names that begin with ".", folders that begin with "_" (by custom other programs'
-    unfinished work), links to folders (they may go round in circles), what is no file (sockets, broken links, markers
-    of folders), and, as faults, names that are not UTF-8 (tables cannot hold them) and what this user may not read or
-    whose links cannot be followed: without `on_skip` these are StorageErrors. A missing folder is empty.
+    unfinished work), links to folders (they may go round in circles), what is no file (sockets, markers of folders),
+    and, as faults, names that are not UTF-8 (tables cannot hold them), links that cannot be followed, and what this
+    user may not read (but for `lost+found`): without `on_skip` these are StorageErrors. A missing folder is empty.
     """
     found: Iterator[Entry] = _store(uri).list_files(uri, on_skip)
     return found

@@ -21,8 +21,6 @@ _TEMPORARY = ".tmp-"
 _FAULTS = {errno.EACCES, errno.EPERM, errno.ELOOP, errno.ENOTDIR, errno.ENAMETOOLONG}
 """Why one file or folder cannot be had though all is well with the file system: others can."""
 
-_NOT_UTF8 = "its name is not UTF-8, and tables cannot hold it: rename it"
-
 _NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 """What a file system without hard links answers."""
 
@@ -75,8 +73,7 @@ def list_files(uri: str, on_skip: Callable[[Skipped], None] | None = None) -> It
 
 
 def _refuse_faults(left: Skipped) -> None:
-    """Whoever does not listen lists files of ours, none of which has a name that is not UTF-8."""
-    if left.fault and left.why != _NOT_UTF8:
+    if left.fault:
         raise StorageError(f"{printable(left.path)} cannot be listed: {left.why}")
 
 
@@ -85,7 +82,8 @@ def _walk(folder: Path, prefix: str, on_skip: Callable[[Skipped], None]) -> Iter
         names = _sorted_names(folder)
     except OSError as error:
         if prefix and error.errno in _FAULTS:
-            on_skip(Skipped(prefix, str(error.strerror), fault=True))
+            of_file_system = prefix == "lost+found/"  # at the root of a volume, and nobody's
+            on_skip(Skipped(prefix, "hidden") if of_file_system else Skipped(prefix, str(error.strerror), fault=True))
             return
         raise StorageError(f"{folder} cannot be listed: {error.strerror or error}") from error
     if names is None:
@@ -93,15 +91,14 @@ def _walk(folder: Path, prefix: str, on_skip: Callable[[Skipped], None]) -> Iter
         return
     for name in names:
         path = prefix + name
-        if not _is_utf8(name):
-            on_skip(Skipped(path, _NOT_UTF8, fault=True))
-        elif name.startswith(".") or name == "lost+found/":
+        if name.startswith("."):
             on_skip(Skipped(path, "hidden"))
+        elif name.startswith("_") and name.endswith("/"):
+            on_skip(Skipped(path, "_folder"))
+        elif not _is_utf8(name):
+            on_skip(Skipped(path, "its name is not UTF-8, and tables cannot hold it: rename it", fault=True))
         elif name.endswith("/"):
-            if name.startswith("_"):
-                on_skip(Skipped(path, "_folder"))
-            else:
-                yield from _walk(folder / name, path, on_skip)
+            yield from _walk(folder / name, path, on_skip)
         else:
             found = _look_at(folder / name, path)
             if isinstance(found, Skipped):
@@ -125,8 +122,10 @@ def _look_at(file: Path, path: str) -> Entry | Skipped:
     """What has a name in a folder, or why it is none of its files."""
     try:
         status = os.stat(file)
-    except FileNotFoundError:  # deleted while we listed, or a broken link: not part of the collection
-        return Skipped(path, "no file")
+    except FileNotFoundError:
+        if file.is_symlink():
+            return Skipped(path, "it is a link that leads nowhere", fault=True)
+        return Skipped(path, "no file")  # deleted while we listed: not part of the collection
     except OSError as error:
         if error.errno in _FAULTS:
             return Skipped(path, str(error.strerror), fault=True)

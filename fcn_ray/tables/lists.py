@@ -6,6 +6,7 @@ memory, which takes a few times its own size; what it names is asked for a thous
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -61,7 +62,7 @@ def stat_listed(paths: Iterator[str], locate: Callable[[str], str]) -> Iterator[
 def _stat(locate: Callable[[str], str], path: str) -> storage.Entry | Exception:
     try:
         uri = locate(path)
-        if storage.is_local(uri) and storage.local_path(uri).is_dir():
+        if storage.is_local(uri) and os.path.isdir(storage.local_path(uri)):
             raise StorageError(f"{uri} is a folder, and a list names files: give the folder as the input")
         return storage.stat(uri)
     except (UnavailableError, UnequippedError):

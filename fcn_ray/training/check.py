@@ -89,8 +89,12 @@ class CheckReport:
 
     @property
     def trainable(self) -> bool:
-        """Nothing was found that training would refuse, and the classes have names."""
-        return self.labels is not None and not self._any_refused()
+        """Nothing was found that training would refuse, and the classes have names, and labels of two at least."""
+        return self.labels is not None and not self._any_refused() and not self._one_class()
+
+    def _one_class(self) -> bool:
+        """All that is labelled is one class, or nothing is."""
+        return self.labels is not None and sum(self.data.pixels[: len(self.labels)] > 0) < 2
 
     def _any_refused(self) -> bool:
         return any(part.counts[kind] for part in (self.data, self.val) if part for kind in REFUSED)
@@ -106,6 +110,11 @@ class CheckReport:
             yield "training can start"
         if self._any_refused():
             yield "training would refuse this: mend or remove the rows above"
+        if self._one_class() and self.labels is not None:
+            yield (
+                f"training would refuse this: no label holds a second class. {self.labels.ignore_id} means to ignore a "
+                "pixel: if it is a class in these masks, give it the class's id"
+            )
         if self.labels is None:
             yield (
                 "training would refuse this: the files do not name their classes. Give the names by id, here as "

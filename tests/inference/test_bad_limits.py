@@ -41,6 +41,12 @@ def test_a_job_that_can_read_nothing_ends_after_a_thousand_images() -> None:
     assert "the first 1024 images are all unreadable" in str(stops[-1])
 
 
+def test_a_run_that_has_masks_goes_on_whatever_is_tried_again() -> None:
+    """Dead links of a night before come first, and must not stand before the new images."""
+    limits = BadLimits(1.0, 0, 10**7, {}, fresh=False)
+    assert [limits.add(_chunk(unreadable=64)) for _ in range(40)] == [None] * 40
+
+
 @pytest.mark.parametrize("first", [{"ok": 1, "unreadable": 63}, {"corrupt": 1}])
 def test_one_that_could_be_read_is_reason_to_go_on(first: dict[str, int]) -> None:
     limits = BadLimits(1.0, 0, 10**7, {})

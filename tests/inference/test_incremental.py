@@ -15,7 +15,7 @@ import pytest
 from fcn_ray.config import ModelSpec, SegmentConfig
 from fcn_ray.config_text import load_config
 from fcn_ray.errors import ConfigError, ForeignOutputError, IncompleteError
-from fcn_ray.inference import execution, job
+from fcn_ray.inference import bad_limits, execution, job
 from fcn_ray.inference.job import segment
 from fcn_ray.inference.report import SegmentReport
 from fcn_ray.tables.audit import audit
@@ -122,6 +122,16 @@ def test_a_run_of_nothing_but_bad_images_is_not_well(night: Night) -> None:
     night.bad = {}
     _photos(night, "c")
     assert not night.run().too_bad
+
+
+def test_what_stays_unreadable_does_not_stand_before_what_is_new(night: Night, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bad_limits, "UNREADABLE_FIRST", 3)
+    _photos(night, *"abcdefghij")
+    night.bad = {(f"{name}.png", 0): "unreadable" for name in "bcdefghij"}
+    assert night.run().stopped is None, "the first can be read"
+    _photos(night, "k")
+    report = night.run(retry_failed="passing")
+    assert (report.stopped, report.labelled, report.statuses["ok"]) == (None, 10, 2)
 
 
 def test_the_status_names_the_inputs_that_could_not_be_read(night: Night) -> None:

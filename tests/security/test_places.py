@@ -206,10 +206,10 @@ def test_links_that_leave_the_input_are_rows_that_say_so(tmp_path: Path, secret:
         ("passwd.png", 0): "unreadable",
         ("real.png", 0): "ok",
     }
-    assert found.listing.skipped == {"(linked folder)": 1, "(no file)": 1}
-    assert [left.path for left in found.listing.quarantined] == ["t.parquet", "t.tar"]
+    assert found.listing.skipped == {"(linked folder)": 1}
+    assert [left.path for left in found.listing.quarantined] == ["gone.png", "t.parquet", "t.tar"]
     errors = [row["error"] for row in found.rows if row["status"] == "unreadable"]
-    errors += [left.reason for left in found.listing.quarantined]
+    errors += [left.reason for left in found.listing.quarantined[1:]]
     assert all("lies outside of the input" in error and "allow_paths" in error for error in errors)
 
 

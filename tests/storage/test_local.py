@@ -141,21 +141,24 @@ def test_listing_says_what_it_leaves_out(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "itself").symlink_to("itself")
     (tmp_path / "inside").symlink_to("real/a/b")
-    (tmp_path / "lost+found").mkdir()
+    with open(os.path.join(os.fsencode(tmp_path), b"._\xff.png"), "wb"):
+        pass
+    os.mkdir(os.path.join(os.fsencode(tmp_path), b"_\xff"))
     skipped: list[storage.Skipped] = []
     listed = [entry.path for entry in storage.list_files(str(tmp_path), skipped.append)]
     assert listed == ["_DSC1.jpg", "linked", "real/a"]
     assert [(left.path, left.why) for left in skipped if not left.fault] == [
+        ("._\udcff.png", "hidden"),
         (".git/", "hidden"),
         (".hidden", "hidden"),
         ("_temporary/", "_folder"),
-        ("broken", "no file"),
-        ("lost+found/", "hidden"),
+        ("_\udcff/", "_folder"),
         ("pipe", "no file"),
         ("round", "linked folder"),
     ]
     faults = {left.path: left.why for left in skipped if left.fault}
-    assert list(faults) == ["inside", "itself", "latin-\udce9.png"]
+    assert list(faults) == ["broken", "inside", "itself", "latin-\udce9.png"]
+    assert "leads nowhere" in faults["broken"]
     assert "Not a directory" in faults["inside"]
     assert "Too many levels of symbolic links" in faults["itself"]
     assert "not UTF-8" in faults["latin-\udce9.png"]
@@ -189,6 +192,26 @@ def test_a_folder_that_may_not_be_listed_is_told_of_and_a_broken_disk_is_an_erro
     refused = ""
     with pytest.raises(StorageError, match=f"{tmp_path} cannot be listed"):
         list(storage.list_files(str(tmp_path), skipped.append))
+
+
+def test_the_file_system_s_own_folder_is_nobody_s_and_anybody_else_s_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a/lost+found/1.png", "lost+found/2.png"):
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_bytes(b"x")
+    assert [entry.path for entry in storage.list_files(str(tmp_path))] == ["a/lost+found/1.png", "lost+found/2.png"]
+    scan = os.scandir
+
+    def refuse(folder: Path) -> Any:
+        if folder.name == "lost+found":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scan(folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    skipped: list[storage.Skipped] = []
+    assert list(storage.list_files(str(tmp_path), skipped.append)) == []
+    assert [(left.path, left.fault) for left in skipped] == [("a/lost+found/", True), ("lost+found/", False)]
 
 
 def test_a_folder_that_vanishes_during_the_listing_is_left_out(tmp_path: Path) -> None:

@@ -172,9 +172,12 @@ def test_listed_files_that_cannot_be_had_are_named(tmp_path: Path) -> None:
     (tmp_path / "photos").mkdir()
     gone, odd, folder = "gone.png", "http://host/a.png", "z.parquet"
     log = extend_plan(
-        f"{tmp_path}/run", _list(tmp_path, gone, "a.png", odd, folder, "photos"), ChunkConfig(), Columns()
+        f"{tmp_path}/run",
+        _list(tmp_path, gone, "a.png", odd, folder, "photos", "x" * 300 + ".png"),
+        ChunkConfig(),
+        Columns(),
     )
-    assert (log.rows, log.listing.n_quarantined) == (1, 4)
+    assert (log.rows, log.listing.n_quarantined) == (1, 5)
     reasons = {found.path: found.reason for found in log.listing.quarantined}
     assert "No such file" in reasons[gone]
     assert "http:// is not a place" in reasons[odd]

@@ -16,9 +16,12 @@ from fcn_ray.config import ModelSpec, Preprocessing, TrainConfig
 from fcn_ray.config_text import dump_config, load_config
 from fcn_ray.errors import ConfigError, DataError, ForeignOutputError
 from fcn_ray.images.codec import encode_image, encode_mask
+from fcn_ray.labels import LabelSet
 from fcn_ray.models.weight_files import LAYERS
 from fcn_ray.training import preflight
+from fcn_ray.training.check import CheckReport, check_piece
 from fcn_ray.training.checkpoints import Checkpoint, save_checkpoint
+from fcn_ray.training.ingest import Columns, open_collection
 from fcn_ray.training.preflight import prepare
 from tests import pictures
 
@@ -253,10 +256,14 @@ def _with_ids(path: Path, *labels: list[int]) -> str:
 
 def test_masks_of_0_and_255_have_no_second_class(tmp_path: Path) -> None:
     """A common way to write two classes; here 255 is void, and a network that says 0 everywhere would be perfect."""
-    data = _with_ids(tmp_path / "t.parquet", *[[0, 255]] * 4)
+    data, labels = _with_ids(tmp_path / "t.parquet", *[[0, 255]] * 4), LabelSet.from_names(["no", "crack"])
     config = load_config(
         TrainConfig, flags={"data": data, "out": f"{tmp_path}/out", "batch_size": 4, "classes": ("no", "crack")}
     )
+    (piece,) = open_collection(data, Columns("image", "mask")).pieces
+    report = CheckReport(check_piece(piece, Columns("image", "mask"), labels, 10**6), None, labels)
+    assert not report.trainable, "fcn-ray check says so too"
+    assert list(report.lines())[-1].startswith("training would refuse this: no label holds a second class. 255 means")
     with pytest.raises(
         DataError, match=r"4 images hold no class but \['no'\], of \['no', 'crack'\]; 255 means to ignore"
     ):
