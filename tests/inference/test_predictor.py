@@ -143,7 +143,7 @@ small, large = np.zeros((600, 600, 3), np.uint8), np.zeros((3000, 3000, 3), np.u
 predictor.predict([small])
 limit = int(open("/proc/self/statm").read().split()[5]) * resource.getpagesize() + (300 << 20)
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
-for images in ([small, large, small], [small] * 16):
+for images in ([small, large, small], [small] * 40):
     found = predictor.predict(images)
     print("FOUND", [describe(outcome) if isinstance(outcome, Exception) else "mask" for outcome in found])
 """
@@ -151,7 +151,7 @@ for images in ([small, large, small], [small] * 16):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_memory_that_is_really_gone_halves_batches_and_fails_single_images(tiny_bundle: Path) -> None:
-    """300 MB for the network: an image of 9 megapixels does not fit, nor do 16 of 0.36 at once.
+    """300 MB for the network: an image of 9 megapixels does not fit, nor do 40 of 0.36 at once.
 
     Without oneDNN, which dies of it: then the actor does (test_poison.py)."""
     run, environment = (
@@ -164,7 +164,7 @@ def test_memory_that_is_really_gone_halves_batches_and_fails_single_images(tiny_
     (left, large, right), batch = map(ast.literal_eval, found)
     assert (left, right, set(batch)) == ("mask", "mask", {"mask"})
     assert large.startswith("ResourceExhaustedError: OOM when allocating tensor with shape")
-    assert "a batch of 16 images failed (ResourceExhaustedError: OOM when" in result.stdout
+    assert "a batch of 40 images failed (ResourceExhaustedError: OOM when" in result.stdout
 
 
 def test_an_image_without_room_in_its_chunk_gets_the_same_and_its_mask_is_encoded_at_once(
