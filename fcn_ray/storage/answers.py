@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from time import monotonic, sleep
 from typing import TypeVar
 
-from fcn_ray.errors import StorageError, UnavailableError
+from fcn_ray.errors import ConfigError, StorageError, UnavailableError
 from fcn_ray.storage.uris import scheme_of
 
 logger = logging.getLogger(__name__)
@@ -70,9 +70,17 @@ def with_patience(seconds: float) -> Iterator[None]:
         _most.reset(before)
 
 
+def _patience_seconds() -> float:
+    told = os.environ.get("FCN_RAY_PATIENCE_SECONDS", str(PATIENCE_SECONDS))
+    try:
+        return float(told)
+    except ValueError:
+        raise ConfigError(f"FCN_RAY_PATIENCE_SECONDS is {told!r}: expected a number of seconds, such as 600") from None
+
+
 def patiently(uri: str, request: Callable[[], T]) -> T:
     """What `request` returns, tried again while it raises Passing. UnavailableError when it never stops."""
-    patience = min(float(os.environ.get("FCN_RAY_PATIENCE_SECONDS", PATIENCE_SECONDS)), _most.get())
+    patience = min(_patience_seconds(), _most.get())
     start, bound, tries, told = monotonic(), FIRST_PAUSE, 0, False
     while True:
         try:

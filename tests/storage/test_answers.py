@@ -2,7 +2,7 @@
 
 import pytest
 
-from fcn_ray.errors import UnavailableError
+from fcn_ray.errors import ConfigError, UnavailableError
 from fcn_ray.storage import answers
 
 HINT = r"has not answered once: is AWS_ENDPOINT_URL right"
@@ -45,3 +45,9 @@ def test_a_long_wait_is_told_of_once(caplog: pytest.LogCaptureFixture, monkeypat
     with pytest.raises(UnavailableError):
         answers.patiently("s3://bucket/a", _fail)
     assert caplog.messages == ["s3://bucket/a: no connection; tried again for up to 0.05 seconds"]
+
+
+def test_a_patience_that_is_no_number_is_a_mistake_of_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FCN_RAY_PATIENCE_SECONDS", "10m")
+    with pytest.raises(ConfigError, match="FCN_RAY_PATIENCE_SECONDS is '10m': expected a number of seconds"):
+        answers.patiently("s3://bucket/a", lambda: "data")
