@@ -154,6 +154,8 @@ class _Import:
         """Write the splits below `work`. Raises DataError when nothing is left to write."""
         for path in self.layout.twins:
             self.report.refuse("second file of a name", path)
+        for fault in self.layout.faults:
+            self.report.refuse("file that cannot be read", f"{fault.path}: {fault.why}")
         pairs = {split: list(self._pairs(names)) for split, names in chosen.items()}
         arrow = labelled_schema(self.layout.labels)
         with Progress(sum(map(len, pairs.values()))) as progress:

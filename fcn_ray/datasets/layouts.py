@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import PurePosixPath
 
@@ -48,7 +48,7 @@ class Layout:
     """A data set: its classes, how to read a label, and the paths of images and labels by name.
 
     `splits` are the names in each split, None where the layout has no splits. `twins` are files that have the name of
-    another one (a.jpg and a.png); they are not in `images` and `masks`.
+    another one (a.jpg and a.png); they are not in `images` and `masks`. `faults` are what could not be listed, and why.
     """
 
     labels: LabelSet
@@ -57,6 +57,7 @@ class Layout:
     masks: Mapping[str, str]
     splits: Mapping[str, Sequence[str]] | None = None
     twins: tuple[str, ...] = field(default=())
+    faults: tuple[storage.Skipped, ...] = field(default=())
 
 
 _COLOURS = "label_colors.txt"
@@ -73,7 +74,8 @@ def open_layout(format: str, uri: str, names: Sequence[str] | None = None) -> La
     if format not in FORMATS:
         raise ConfigError(f"format {format!r}: expected one of {', '.join(FORMATS)}")
     read, expected = FORMATS[format]
-    paths = tuple(entry.path for entry in storage.list_files(uri))
+    left: list[storage.Skipped] = []
+    paths = tuple(entry.path for entry in storage.list_files(uri, left.append))
     if not paths:
         raise ConfigError(f"{uri} holds no files; expected the folder of a data set: {expected}")
     layout = read(Source(uri, paths, tuple(names) if names else None))
@@ -83,7 +85,7 @@ def open_layout(format: str, uri: str, names: Sequence[str] | None = None) -> La
             f"{uri}: no image has its label where the format {format} has them: {expected}; found "
             f"{len(layout.images)} images and {len(layout.masks)} labels there, and the folders {folders[:20]}"
         )
-    return layout
+    return replace(layout, faults=tuple(skipped for skipped in left if skipped.fault))
 
 
 def split_name(folder: str) -> str:

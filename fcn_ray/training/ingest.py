@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from fcn_ray import storage
 from fcn_ray.config import AugmentConfig
-from fcn_ray.errors import DataError, SchemaError, StorageError
+from fcn_ray.errors import DataError, SchemaError, StorageError, printable
 from fcn_ray.images.augmentation import augment, sample_rng
 from fcn_ray.images.codec import ImageError, decode_image, decode_label
 from fcn_ray.labels import LabelSet
@@ -85,7 +85,11 @@ def open_collection(uri: str, columns: Columns) -> Collection:
 
 
 def _tables_below(folder: str) -> list[tuple[str, str]]:
-    found = (entry.path for entry in storage.list_files(folder))
+    def refuse(left: storage.Skipped) -> None:
+        if left.fault and left.path.lower().endswith(("/", ".parquet")):
+            raise StorageError(f"{storage.join(folder, printable(left.path))} cannot be read: {left.why}")
+
+    found = (entry.path for entry in storage.list_files(folder, refuse))
     return [(storage.join(folder, path), path) for path in found if path.lower().endswith(".parquet")]
 
 

@@ -248,7 +248,7 @@ def _check_output(config: TrainConfig, settings: str, before: str, val_digest: s
             "report.html",
             "tensorboard",
         }
-        foreign = sorted({e.path.partition("/")[0] for e in storage.list_files(config.out)} - known)
+        foreign = sorted({e.path.partition("/")[0] for e in storage.list_files(config.out, lambda left: None)} - known)
         if foreign:
             raise ForeignOutputError(f"{config.out} holds {foreign[:3]}, not a training run: choose another --out")
         return

@@ -443,3 +443,11 @@ def test_images_that_exif_turns_are_counted(tmp_path, orientation, told):
     Image.open(tmp_path / "in" / "images" / "a1.jpg").save(tmp_path / "in" / "images" / "a1.jpg", exif=exif)
     line = "1 image turned or mirrored by EXIF: their labels must be upright as they are"
     assert (line in list(_import(tmp_path).lines())) is told
+
+
+def test_what_cannot_be_listed_is_named_and_the_rest_is_imported(tmp_path):
+    write_folders(tmp_path / "in", 2)
+    (tmp_path / "in" / "images" / "a9.jpg").symlink_to("nowhere.jpg")
+    report = _import(tmp_path)
+    assert report.images == {"train": 2}
+    assert report.refused["file that cannot be read"].files == ["images/a9.jpg: it is a link that leads nowhere"]

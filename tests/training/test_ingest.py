@@ -189,3 +189,13 @@ def test_a_stream_goes_on_in_its_order_though_no_cpu_is_free(tmp_path: Path, tas
 
 class _Holder:
     """Holds a CPU."""
+
+
+def test_a_table_that_cannot_be_had_is_not_left_out(tmp_path: Path) -> None:
+    """Training on what is left would be training on other data."""
+    pictures.write_parquet(tmp_path / "a.parquet", 3)
+    (tmp_path / "notes.txt").symlink_to("nowhere.txt")
+    assert open_collection(str(tmp_path), COLUMNS).n_rows == 3
+    (tmp_path / "b.parquet").symlink_to("nowhere.parquet")
+    with pytest.raises(StorageError, match=r"b\.parquet cannot be read: it is a link that leads nowhere"):
+        open_collection(str(tmp_path), COLUMNS)
