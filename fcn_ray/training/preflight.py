@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from fcn_ray import storage
 from fcn_ray.bundle import Bundle, load_bundle
@@ -20,16 +15,7 @@ from fcn_ray.labels import LabelSet
 from fcn_ray.models.weight_files import IMAGENET, check_weights
 from fcn_ray.training import ingest, order
 from fcn_ray.training.checkpoints import list_checkpoints
-
-logger = logging.getLogger(__name__)
-
-CHECKED_PIECES, CHECKED_SAMPLES = 16, 16
-"""Row groups, spread evenly over each set, and images of each that are decoded before the start; all others are checked
-as they are read. Their bytes stand for the content of the set: with other numbers no run could be gone on with."""
-
-CONTENT_DIGITS = 16
-"""Of the digest of that content."""
-
+from fcn_ray.training.samples import check_classes, check_samples
 
 BLACK = (0, 0, 0)
 """What crops were padded with, before there was a setting for it."""
@@ -74,8 +60,8 @@ def prepare(config: TrainConfig) -> Job:
     spec, preprocessing, origin = _choose_network(config, labels)
     config = config.model_copy(update={"augment": _with_colour(config.augment, preprocessing)})
     sizes = [_digest_sizes(collection) for collection in (train, val)]
-    contents = [_check_samples(collection, columns, labels, config.max_pixels) for collection in (train, val)]
-    _check_classes(config.data, contents[0], train.n_rows, labels)
+    contents = [check_samples(collection, columns, labels, config.max_pixels) for collection in (train, val)]
+    check_classes(config.data, contents[0], train.n_rows, labels)
     data_digest, val_digest = (_joined(size, content.digest) for size, content in zip(sizes, contents, strict=True))
     windows = order.WINDOW_BYTES if order.has_heavy_windows(train.pieces) else None
     settings, before = (
@@ -280,57 +266,6 @@ def _check_output(config: TrainConfig, settings: str, before: str, val_digest: s
         f"{config.out} was validated on other images than val = {config.val} holds now, and the best checkpoint is "
         f"chosen by that: go on with the `val` of {config.out}/config.yaml as it was, or choose another --out"
     )
-
-
-class _Sampled(NamedTuple):
-    """What was seen of a set: the digest of some rows' bytes ("" without a set), how many, and the ids in their labels.
-
-    Labels that were changed in place may leave all sizes as they were.
-    """
-
-    digest: str
-    rows: int
-    ids: frozenset[int]
-
-
-def _check_samples(
-    collection: ingest.Collection | None, columns: ingest.Columns, labels: LabelSet, max_pixels: int
-) -> _Sampled:
-    """Decode rows that are spread over a set. Raises DataError for a bad row."""
-    content, seen, ids = hashlib.sha256(), 0, set[int]()
-    for piece in _spread([piece for piece in collection.pieces if piece.n_rows], CHECKED_PIECES) if collection else ():
-        rows = _spread(range(piece.n_rows), CHECKED_SAMPLES)
-        read = order.Read((piece,), np.array([[0, row] for row in rows], np.int32))
-        for row in ingest.read_rows(read, columns).to_pylist():
-            _, label = ingest.decode_sample(row, labels, max_pixels)
-            ids.update(np.unique(label).tolist())
-            seen += 1
-            for name in (ingest.IMAGE, ingest.LABEL):
-                content.update(hashlib.sha256(row[name]).digest())
-    digest = content.hexdigest()[:CONTENT_DIGITS] if collection else ""
-    return _Sampled(digest, seen, frozenset(ids - {labels.ignore_id}))
-
-
-def _check_classes(data: str, found: _Sampled, n_rows: int, labels: LabelSet) -> None:
-    """A network of one class is right everywhere, and worth nothing. Raises DataError when no label has another."""
-    names = [labels.names[index] for index in sorted(found.ids)]
-    missing = [name for name in labels.names if name not in names]
-    if len(found.ids) < 2:
-        said = (
-            f"{data}: the labels of {found.rows} images hold no class but {names}, of {list(labels.names)}; "
-            f"{labels.ignore_id} means to ignore a pixel: if it is a class in your masks, give it the class's id"
-        )
-        if found.rows == n_rows:
-            raise DataError(said)
-        logger.warning(said)
-    elif missing and found.rows == n_rows:
-        logger.warning("%s: no label holds %s", data, missing)
-
-
-def _spread(values: Sequence[Any], count: int) -> list[Any]:
-    """At most `count` of `values`, at even distances, the first and the last among them."""
-    places = np.unique(np.linspace(0, len(values) - 1, min(count, len(values))).astype(int))
-    return [values[place] for place in places]
 
 
 def _digest(value: Any) -> str:

@@ -38,10 +38,14 @@ from fcn_ray.training.checkpoints import Arrays, Checkpoint, find_newest, list_c
 from fcn_ray.training.curve import read_curve
 from fcn_ray.training.job import TrainReport, train
 from fcn_ray.training.preflight import prepare
+from fcn_ray.training.samples import Sampled
 from tests import pictures
 from tests.training.making import tiny_config, write_data, write_without_names
 
 pytestmark = [pytest.mark.ray, pytest.mark.keras]
+
+UNSEEN = Sampled("", 0, frozenset())
+"""Of a set whose bad row is the millionth, and not among those that are looked at before the start."""
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +242,7 @@ def test_a_signal_saves_the_step_at_hand_and_ends_training(
 def test_a_bad_row_found_on_the_way_ends_the_job_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data = pictures.write_parquet(tmp_path / "train.parquet", 8)
     config = tiny_config(data, tmp_path / "out")
-    monkeypatch.setattr("fcn_ray.training.preflight._check_samples", lambda *_: None)  # as if it were row 1,000,000
+    monkeypatch.setattr("fcn_ray.training.preflight.check_samples", lambda *_: UNSEEN)
     wrong = pictures.LABELS.from_names(["sky", "road"])
     job = prepare(config)
     object.__setattr__(job, "labels", wrong)
@@ -253,7 +257,7 @@ def test_a_bad_row_found_while_counting_the_classes_ends_the_job_before_it_start
 ) -> None:
     bare = write_without_names(data, tmp_path / "train.parquet")
     config = tiny_config(bare, tmp_path / "out", classes=("sky", "road"), loss__class_weights="inverse")
-    monkeypatch.setattr("fcn_ray.training.preflight._check_samples", lambda *_: None)  # as if it were row 1,000,000
+    monkeypatch.setattr("fcn_ray.training.preflight.check_samples", lambda *_: UNSEEN)
     with pytest.raises(DataError, match=r"^train\.parquet#\d+: mask holds class ids \[2\]"):
         train(config)
     assert not (tmp_path / "out").exists()

@@ -18,7 +18,7 @@ from fcn_ray.errors import ConfigError, DataError, ForeignOutputError
 from fcn_ray.images.codec import encode_image, encode_mask
 from fcn_ray.labels import LabelSet
 from fcn_ray.models.weight_files import LAYERS
-from fcn_ray.training import preflight
+from fcn_ray.training import samples
 from fcn_ray.training.check import CheckReport, check_piece
 from fcn_ray.training.checkpoints import Checkpoint, save_checkpoint
 from fcn_ray.training.ingest import Columns, open_collection
@@ -280,7 +280,7 @@ def test_a_class_that_no_label_holds_is_named(tmp_path: Path, caplog: pytest.Log
 def test_what_a_sample_lacks_the_rest_may_have(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "CHECKED_SAMPLES", 2)
+    monkeypatch.setattr(samples, "CHECKED_SAMPLES", 2)
     data = _with_ids(tmp_path / "t.parquet", [0], [0, 1], [0, 1], [0])
     flags = {"data": data, "out": f"{tmp_path}/out", "batch_size": 4, "classes": tuple("abc")}
     prepare(load_config(TrainConfig, flags=flags))
