@@ -45,3 +45,19 @@ def test_the_cpus_that_it_may_run_on_count(large: Path, monkeypatch: pytest.Monk
     assert machine.count_cpus() == 3
     (large / "cpu.max").write_text("200000 100000\n")
     assert machine.count_cpus() == 2
+
+
+@pytest.mark.parametrize(("asked", "told"), [(0, 3), (2.5, 3), (5, 5)])
+def test_a_ray_that_is_started_here_is_told_so_many(monkeypatch: pytest.MonkeyPatch, asked: float, told: int) -> None:
+    """Not those of the machine, which are more; but as many as the job needs to read beside its actors."""
+    import ray
+
+    from fcn_ray import cluster
+
+    given: dict[str, object] = {}
+    monkeypatch.setattr(machine, "count_cpus", lambda: 3)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "init", lambda **options: given.update(options))
+    cluster._init(None, asked, verbose=False)
+    assert given["num_cpus"] == told

@@ -45,9 +45,8 @@ def build_predict_fn(model: keras.Model, preprocessing: Preprocessing, top: Top 
         logits = model(visible, training=False)
         classes, largest = top(logits)
         masks = ops.cast(classes, "uint8")
-        confidence = 1.0 / ops.sum(
-            ops.exp(logits - largest), axis=-1
-        )  # softmax of the largest; the others are not made
+        # The softmax of the largest, without making the others.
+        confidence = 1.0 / ops.sum(ops.exp(logits - largest), axis=-1)
         return masks, *_tally(masks, confidence, _inside(images, cores), num_classes)
 
     return predict

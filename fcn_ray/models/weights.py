@@ -73,8 +73,9 @@ def load_backbone_weights(
     for variable in model.weights:
         if variable.path in factors:
             variable.assign(factors[variable.path])
-    if head[0] in layers:  # it has learned features that were not scaled
-        head[0].kernel.assign(head[0].kernel / factors.get("scale_pool5/factor", 1.0))
+    factor = factors.get("scale_pool5/factor", 1.0)
+    if head[0] in layers and factor != 1.0:  # it has learned features that were not scaled
+        head[0].kernel.assign(head[0].kernel / factor)
     return [layer.name for layer in layers]
 
 

@@ -1,5 +1,6 @@
 import gzip
 from pathlib import Path
+from threading import Event
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -64,3 +65,13 @@ def test_a_table_without_images_is_refused_by_its_schema(tmp_path: Path) -> None
     pq.write_table(pa.table({"a": [1]}), tmp_path / "t.parquet")
     with pytest.raises(SchemaError, match="no column holds images, found a: int64"):
         read_contents(str(tmp_path / "t.parquet"), _source(tmp_path / "t.parquet"), Columns())
+
+
+def test_a_tar_is_left_when_nobody_waits_for_it(tmp_path: Path) -> None:
+    """It is a request for each member in a store, and a process ends after its threads."""
+    path = write_tar(tmp_path / "t.tar", 3)
+    source, closed = _source(path), Event()
+    assert len(list(read_contents(str(path), source, Columns(), closed))) == 3
+    closed.set()
+    with pytest.raises(StorageError, match="nobody waits for it"):
+        read_contents(str(path), source, Columns(), closed)
