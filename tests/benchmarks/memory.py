@@ -1,10 +1,11 @@
 """Peak memory of the processes of a labelling job, by number of images, with a network that costs next to nothing.
 
-python -m tests.benchmarks.memory BUNDLE WORK IMAGES [IMAGES ...]
+python -m tests.benchmarks.memory BUNDLE WORK IMAGES [IMAGES ...] [--rows 64]
 
-Each job runs in a process of its own over copies of one small picture, 64 rows to a chunk. The driver's peak is the
-kernel's; those of its workers are the largest anonymous memory seen (looked at five times a second): what processes
-share in Ray's object store belongs to none of them.
+Each job runs in a process of its own over copies of one small picture, ROWS of them to a chunk. `driver at most` is the
+kernel's figure, with the libraries and the part of Ray's object store that the driver has seen. The others are the
+largest anonymous memory seen of the driver and of its workers (looked at five times a second): what processes share
+belongs to none of them.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from fcn_ray.images.codec import encode_image
 JOB = """
 import json, resource, sys
 from fcn_ray import SegmentConfig, load_config, segment
-flags = {"input": sys.argv[2], "output": sys.argv[3], "model": sys.argv[1]}
+flags = {"input": sys.argv[2], "output": sys.argv[3], "model": sys.argv[1], "chunk.rows": int(sys.argv[4])}
 report = segment(load_config(SegmentConfig, flags=flags))
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-print(json.dumps({"images": report.images, "images/s": round(report.images_per_second), "driver": peak}))
+print(json.dumps({"images": report.images, "images/s": round(report.images_per_second), "driver at most": peak}))
 """
 
 WORKERS = {"PrepareChunks": "decoding", "MapWorker": "predicting", "CommitChunks": "committing"}
@@ -48,19 +49,19 @@ def write_input(folder: Path, count: int) -> None:
 
 def watch(job: subprocess.Popen[str]) -> dict[str, int]:
     """The largest anonymous memory of a process of each kind until the job ends, MiB."""
-    peaks = dict.fromkeys(WORKERS.values(), 0)
+    peaks = dict.fromkeys(["driver", *WORKERS.values()], 0)
     root = psutil.Process(job.pid)
     while job.poll() is None:
-        for process in root.children(recursive=True):
+        for process in [root, *root.children(recursive=True)]:
             try:
                 title = " ".join(process.cmdline())
                 status = Path(f"/proc/{process.pid}/status").read_text()
             except (psutil.Error, OSError):
                 continue
             anonymous = next((line.split()[1] for line in status.splitlines() if line.startswith("RssAnon")), "0")
-            for name, kind in WORKERS.items():
-                if name in title:
-                    peaks[kind] = max(peaks[kind], int(anonymous) >> 10)
+            kinds = ["driver"] if process is root else [kind for name, kind in WORKERS.items() if name in title]
+            for kind in kinds:
+                peaks[kind] = max(peaks[kind], int(anonymous) >> 10)
         time.sleep(0.2)
     return peaks
 
@@ -71,11 +72,13 @@ def main() -> None:
     parser.add_argument("bundle")
     parser.add_argument("work", type=Path)
     parser.add_argument("images", type=int, nargs="+")
+    parser.add_argument("--rows", type=int, default=64, help="to a chunk")
     arguments = parser.parse_args()
     for count in arguments.images:
         shutil.rmtree(arguments.work, ignore_errors=True)
         write_input(arguments.work / "in", count)
-        command = [sys.executable, "-c", JOB, arguments.bundle, str(arguments.work / "in"), str(arguments.work / "out")]
+        places = [arguments.bundle, str(arguments.work / "in"), str(arguments.work / "out")]
+        command = [sys.executable, "-c", JOB, *places, str(arguments.rows)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as job:
             peaks = watch(job)
             text = job.stdout.read() if job.stdout else ""

@@ -10,7 +10,7 @@ import pytest
 
 from tests.benchmarks import node_loss
 
-pytestmark = [pytest.mark.ray, pytest.mark.keras, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.keras, pytest.mark.long]
 
 
 @pytest.mark.timeout(600)  # a cluster and three groups of workers, one after the other
