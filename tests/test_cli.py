@@ -137,3 +137,14 @@ def test_a_crash_says_where_it_was_and_what_was_written_before(fault: str, parts
     assert [file.read_text() for file in tmp_path.iterdir()] == ["a line of C++"]
     assert _program("program.app = lambda **_: 0\nprogram.main()", tmp_path).returncode == 0
     assert len(list(tmp_path.iterdir())) == 1, "a normal end leaves none"
+
+
+def test_an_input_that_cannot_be_read_is_named_and_ends_with_its_code(tiny_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "night.parquet").touch()
+    command = ["segment", str(tmp_path / "in"), str(tmp_path / "out"), "--model", str(tiny_bundle)]
+    result = subprocess.run(
+        [sys.executable, "-m", "fcn_ray", *command], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert result.returncode == 3, result.stderr
+    assert "not read: night.parquet: not a readable Parquet file of 0 bytes" in result.stdout

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -76,8 +77,7 @@ def count_actors(predict: PredictConfig, memory: Memory) -> int:
 def predictor_arguments(predict: PredictConfig, bundle: Bundle, precision: Precision, actors: int) -> dict[str, Any]:
     """What each of `actors` Predictors is made with, wherever it is."""
     return {
-        "bundle": storage.absolute(bundle.folder),
-        "digest": bundle.digest,
+        "bundle": replace(bundle, folder=storage.absolute(bundle.folder)),
         "config": predict,
         "sharers": math.ceil(actors / max(1, cluster.count_nodes(cpus=predict.cpus))),
         "precision": precision,

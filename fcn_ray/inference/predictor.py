@@ -13,9 +13,9 @@ import sys
 import numpy as np
 import pyarrow as pa
 
-from fcn_ray.bundle import Bundle, load_bundle
+from fcn_ray.bundle import Bundle
 from fcn_ray.config import Precision, PredictConfig
-from fcn_ray.errors import BundleError, FcnRayError
+from fcn_ray.errors import FcnRayError
 from fcn_ray.images.codec import decode_image, encode_mask
 from fcn_ray.images.geometry import group_by_size, pad_batch
 from fcn_ray.images.tiling import Tile, paste, plan_tiles, whole_image
@@ -94,14 +94,13 @@ class Predictor:
 
     def __init__(
         self,
-        bundle: str,
-        digest: str,
+        bundle: Bundle,
         config: PredictConfig,
         precision: Precision = "float32",
         sharers: int = 1,
         run_uri: str = "",
     ) -> None:
-        """Load the bundle and check that it is the one with `digest`; the first image finds the network warm.
+        """Build the network, from weights that are still those that were loaded; the first image finds it warm.
 
         Without a number of threads in `config` it takes its share of the cores, which `sharers` actors have. In the
         folder `run_uri` it leaves marks when a chunk has taken an actor down.
@@ -109,7 +108,7 @@ class Predictor:
         self._config, self._run_uri = config, run_uri
         self._refused: FcnRayError | None = None
         try:
-            self._network = compile_network(_load(bundle, digest), config.threads or share_cores(sharers), precision)
+            self._network = compile_network(bundle, config.threads or share_cores(sharers), precision)
         except FcnRayError as error:  # kept for the first chunk: Ray makes mere text of what a constructor raises
             self._refused = error
 
@@ -231,16 +230,6 @@ class Predictor:
         outcome = self._network.predict(pad_batch(cuts, *work[0][1].size), sizes, cores)
         masks, pixels, confidence = (np.asarray(part) for part in outcome)
         return list(zip(masks, pixels, confidence, strict=True))
-
-
-def _load(folder: str, digest: str) -> Bundle:
-    bundle = load_bundle(folder)
-    if bundle.digest != digest:
-        raise BundleError(
-            f"{folder} has digest {bundle.digest}, the job was planned with {digest}: do not change a bundle while a "
-            "job uses it; run the job again"
-        )
-    return bundle
 
 
 def describe(error: Exception) -> str:

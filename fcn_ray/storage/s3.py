@@ -94,7 +94,10 @@ def _pages(uri: str, **request: Any) -> Iterator[Any]:
     token: dict[str, str] = {}
     while True:
         asked = request | token | {"MaxKeys": PAGE_KEYS}
-        page = _ask(uri, lambda client: client.list_objects_v2(**asked))  # noqa: B023 (called at once)
+        try:
+            page = _ask(uri, lambda client: client.list_objects_v2(**asked))  # noqa: B023 (called at once)
+        except Missing as error:  # a store would say that there is no such bucket
+            raise RefusedError(f"{uri}: what answers there is no S3 store: is AWS_ENDPOINT_URL right?") from error
         yield page
         if not page.get("IsTruncated"):
             return
@@ -180,7 +183,12 @@ def _make_client() -> Any:
     )
     session = boto3.session.Session()
     region = os.environ.get("AWS_REGION") or session.region_name or "us-east-1"  # boto3 reads AWS_DEFAULT_REGION only
-    return session.client("s3", region_name=region, config=config)
+    try:
+        return session.client("s3", region_name=region, config=config)
+    except ValueError as error:
+        raise UnequippedError(
+            "s3://: the endpoint is no address: expected AWS_ENDPOINT_URL to be one such as https://store.example:9000"
+        ) from error
 
 
 def forget() -> None:

@@ -9,7 +9,7 @@ are ours over theirs, median of the rounds with the smallest and largest:
 - images/s: between the first and the last finished batch (ours: committed chunk), all starts left out
 - total: from the command to its end, starts included; first result: from the command to the first finished batch
 - CPU: of all processes, between the first and the last finished batch, for each image
-- memory: largest sum of all processes, each second, what they share counted once
+- memory: largest sum of all processes, each second, what they share counted once; what Ray spilled to disk is told
 - equal pixels: with our masks of the first round
 
 Outcomes are kept in WORK/outcomes.jsonl: a benchmark that is ended goes on, and a failure is tried again. Another
@@ -116,7 +116,8 @@ def label(name: str, bundle: str, images: Path, out: Path, options: list[str], w
     busy = usage.cpu_between(found.pop("first_at"), found.pop("last_at"))
     steady = found.pop("steady_images")
     found |= {"cpu_per_image": busy / steady} if steady else {}
-    return found | {"seconds": usage.seconds, "cpu_seconds": usage.cpu_seconds, "peak_bytes": usage.peak_bytes}
+    used = {name: getattr(usage, name) for name in ("seconds", "cpu_seconds", "peak_bytes", "spilled_bytes")}
+    return found | used
 
 
 def prepare(images: Path, work: Path, files: int) -> dict[str, Path]:
@@ -181,6 +182,8 @@ def print_case(case: str, outcomes: Outcomes, options: argparse.Namespace) -> No
         )
     images = median(ours, "images", 0)
     print_table(f"### {case}: {images} images, {len(ours)} rounds", HEAD, rows)
+    spilled = max(outcome.get("spilled_bytes", 0) for outcome in ours.values()) if ours else 0
+    print(f"\nOurs had {spilled / 2**20:,.0f} MiB spilled at most.")
 
 
 def print_mixed(inputs: dict[str, Path], outcomes: Outcomes, options: argparse.Namespace) -> None:

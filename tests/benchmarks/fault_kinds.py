@@ -215,6 +215,16 @@ def _store_storm(trial: Trial) -> None:
     trial.end(job)
 
 
+def _expired_credentials(trial: Trial) -> None:
+    """The store takes them no more until the job has ended; then they are renewed."""
+    shim = _in_store(trial)
+    job = trial.start()
+    trial.struck = trial.wait_for_chunks(job)
+    shim.fail("any", always=s3.answer("400 Bad Request", "ExpiredToken"))
+    trial.end(job)
+    shim.fail("none")
+
+
 # ------------------------------------------------------------------------------------------------ inputs and jobs
 
 
@@ -323,7 +333,9 @@ KINDS: dict[str, Callable[[Trial], None]] = {
     "disk full": _full_disk,
     "output read-only": _read_only,
     "store answers 500": _store("any", 0.25, s3.answer("500 Internal Server Error", "InternalError")),
+    "store answers 409": _store("PUT", 0.4, s3.answer("409 Conflict", "ConditionalRequestConflict")),
     "store overloaded for 20 s": _store_storm,
+    "credentials expire": _expired_credentials,
     "connection reset in a put": _store("PUT", 0.4, s3.reset),
     "reply lost after a put": _store("PUT", 0.4, s3.lose_reply),
     "answers cut": _store("GET", 0.25, s3.cut),

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def theirs(bundle: str, images: str, out: str) -> int:
     from fcn_ray.tables.plan import extend_plan, pending_chunks
     from tests.benchmarks.null_model import NullPredictor
 
-    labels = load_bundle(bundle).labels
+    loaded = load_bundle(bundle)
+    finish = partial(finish_rows, labels=loaded.labels, model_digest="model", run_id="run")
     log = extend_plan(f"{out}/plan", images, ChunkConfig(), Columns())
     read, decode = ReadChunks(f"{out}/plan", understand_input(images), Columns()), DecodeImages(100_000_000)
     cluster.connect(cpus=2)
@@ -63,9 +65,9 @@ def theirs(bundle: str, images: str, out: str) -> int:
     decoded = blocks.map_batches(lambda table: decode(read(table)), num_cpus=0.5, **whole)
     actors = ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=2)
     predicted = decoded.map_batches(
-        NullPredictor, fn_constructor_kwargs={"bundle": bundle}, compute=actors, num_cpus=1, **whole
+        NullPredictor, fn_constructor_kwargs={"bundle": loaded}, compute=actors, num_cpus=1, **whole
     )
-    encoded = predicted.map_batches(lambda table: finish_rows(table, labels, "model", "run"), num_cpus=0.5, **whole)
+    encoded = predicted.map_batches(finish, num_cpus=0.5, **whole)
     encoded.write_parquet(f"{out}/masks")
     return sum(pq.read_metadata(file).num_rows for file in Path(f"{out}/masks").iterdir())
 

@@ -22,7 +22,7 @@ from fcn_ray.config import PredictConfig
 from fcn_ray.inference.predictor import Predictor
 bundle, side = sys.argv[1], int(sys.argv[2])
 settings = PredictConfig()
-predictor = Predictor(bundle, load_bundle(bundle).digest, settings)
+predictor = Predictor(load_bundle(bundle), settings)
 image = np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8)
 start = time.monotonic()
 found, = predictor.predict([image])

@@ -5,14 +5,17 @@ python -m tests.benchmarks.model_alone BUNDLE IMAGES WORK [--rounds 5] [--batche
 IMAGES is a folder of Parquet files (camvid.py). Each contender is a process that stays, with its network loaded and
 warm, and is asked in turn, A B C A B C, for a few batches; meanwhile the others sleep. The masks of all are compared
 with ours in float32. Ours tallies classes and confidences as well. ONNX Runtime and OpenVINO get the exported network
-with the argmax put behind it; OpenVINO is told its precision, for it would take bfloat16 by itself where it can. A
-contender that does not start, as OpenVINO in bfloat16 on a CPU where it has none, is left out.
+with the argmax put behind it; OpenVINO is told its precision, for it would take bfloat16 by itself where it can.
+TensorFlow computes by oneDNN but where a title says otherwise: on CPUs without AVX-512, where it is off when nobody
+asks, that is slower for one image and faster for more. A contender that does not start, as OpenVINO in bfloat16 on a
+CPU where it has none, is left out.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import time
@@ -98,9 +101,11 @@ def load_openvino(task: Task, work: Path) -> LabelFunction:
 CONTENDERS: dict[str, tuple[Callable[[Task, Path], LabelFunction], str, str, str]] = {
     "ours": (load_ours, "float32", "project", "fcn_ray"),
     "predict": (load_predict, "float32", "project", "model.predict, argmax"),
+    "predict-plain": (load_predict, "float32", "project", "the same without oneDNN"),
     "call": (load_call, "float32", "project", "model(x), argmax"),
     "fused": (load_fused, "float32", "project", "tf.function with argmax"),
-    "frozen": (load_frozen, "float32", "project", "the same, weights as constants"),
+    "fused-plain": (load_fused, "float32", "project", "the same without oneDNN"),
+    "frozen": (load_frozen, "float32", "project", "tf.function, weights as constants"),
     "onnxruntime": (load_onnxruntime, "float32", "project", "ONNX Runtime"),
     "openvino": (load_openvino, "float32", "openvino", "OpenVINO"),
     "ours-bfloat16": (load_ours, "bfloat16", "project", "fcn_ray, bfloat16"),
@@ -156,6 +161,7 @@ class Server:
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
+                env=os.environ | ({"TF_ENABLE_ONEDNN_OPTS": "0"} if name.endswith("-plain") else {}),
             )
         self.lost = self._answer().get("failed")
 

@@ -14,7 +14,7 @@ import time
 import numpy as np
 import pyarrow as pa
 
-from fcn_ray.bundle import load_bundle
+from fcn_ray.bundle import Bundle
 from fcn_ray.inference.predictor import Prediction, decode_pixels, prediction_columns
 from fcn_ray.inference.stages import PIXELS, replace_columns
 from fcn_ray.tables.schema import CHUNK_ID, ENCODED, OK, STATUS
@@ -25,8 +25,8 @@ PAUSE, LOG = "NULL_MODEL_SECONDS", "NULL_MODEL_LOG"
 class NullPredictor:
     """In the place of fcn_ray.inference.predictor.Predictor."""
 
-    def __init__(self, bundle: str, **_: object) -> None:
-        self._classes = load_bundle(bundle).spec.num_classes
+    def __init__(self, bundle: Bundle, **_: object) -> None:
+        self._classes = bundle.spec.num_classes
         self._pause = float(os.environ.get(PAUSE, "0"))
 
     def __call__(self, table: pa.Table) -> pa.Table:

@@ -55,7 +55,7 @@ bundle, pixels, precision = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 peaks = []
 threading.Thread(target=look, daemon=True).start()
 settings = PredictConfig(tile_pixels=pixels, batch_pixels=pixels)
-predictor = Predictor(bundle, load_bundle(bundle).digest, settings, precision=precision)
+predictor = Predictor(load_bundle(bundle), settings, precision=precision)
 side = int(pixels**0.5) // 32 * 32
 predictor.predict([np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8)])
 print(max(peaks))

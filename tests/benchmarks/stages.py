@@ -59,7 +59,7 @@ def run_stages(bundle: Bundle, images: str, work: Path, precision: Any) -> tuple
         DecodeImages(10**8),
         Limits(20, 4 * 10**9),
     )
-    predictor = Predictor(bundle.folder, bundle.digest, SETTINGS, precision)
+    predictor = Predictor(bundle, SETTINGS, precision)
     network = _compile(bundle, precision)
     for chunk in pending_chunks(log):
         with stage("read"):

@@ -97,7 +97,7 @@ def test_poison_for_the_network_is_one_row_each(
     run = open_run(f"{tmp_path}/out", f"{tmp_path}/in", {"model": bundle.digest}, bundle.labels)
     log = extend_plan(run.uri, run.input, ChunkConfig(rows=4), Columns())
     settings = PredictConfig(threads=1)
-    arguments = {"bundle": str(tiny_bundle), "digest": bundle.digest, "config": settings, "run_uri": run.uri}
+    arguments = {"bundle": bundle, "config": settings, "run_uri": run.uri}
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
     dataset = build_pipeline(
         list(pending_chunks(log)),

@@ -95,7 +95,7 @@ def test_the_network_computes_in_it(bundle: Path, cpu: Path, caplog: pytest.LogC
     found = {}
     for wanted in ("float32", "bfloat16"):
         with caplog.at_level(logging.WARNING):
-            predictor = Predictor(str(bundle), stored.digest, PredictConfig(), wanted)  # type: ignore[arg-type]
+            predictor = Predictor(stored, PredictConfig(), wanted)  # type: ignore[arg-type]
         (found[wanted],) = predictor.predict([image])
         assert ("emulated by the CPU" in caplog.text) is (wanted == "bfloat16")
     exact, rounded = found["float32"], found["bfloat16"]

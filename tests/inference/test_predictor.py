@@ -62,9 +62,8 @@ def predictor(tiny_bundle: Path) -> Predictor:
 
 
 def make_predictor(bundle: Path, batch_pixels: int = 1_600_000, tile_pixels: int = 2_097_152) -> Predictor:
-    digest = load_bundle(str(bundle)).digest
     settings = PredictConfig().model_copy(update={"batch_pixels": batch_pixels, "tile_pixels": tile_pixels})
-    return Predictor(str(bundle), digest, settings)
+    return Predictor(load_bundle(str(bundle)), settings)
 
 
 def test_every_image_has_the_mask_that_it_has_alone(predictor: Predictor, images: list[np.ndarray | None]) -> None:
@@ -138,7 +137,7 @@ from fcn_ray.config import PredictConfig
 from fcn_ray.inference.predictor import Predictor, describe
 logging.basicConfig(stream=sys.stdout)
 settings = PredictConfig(threads=1, batch_pixels=10**8, tile_pixels=10**8)
-predictor = Predictor(sys.argv[1], load_bundle(sys.argv[1]).digest, settings)
+predictor = Predictor(load_bundle(sys.argv[1]), settings)
 small, large = np.zeros((600, 600, 3), np.uint8), np.zeros((3000, 3000, 3), np.uint8)
 predictor.predict([small])
 limit = int(open("/proc/self/statm").read().split()[5]) * resource.getpagesize() + (300 << 20)
@@ -201,8 +200,8 @@ def test_memory_that_is_gone_when_an_image_is_decoded_again_is_its_own_row(
 
 
 def test_another_bundle_than_planned_is_refused(tiny_bundle: Path) -> None:
-    other = Predictor(str(tiny_bundle), "0000", PredictConfig())
-    with pytest.raises(BundleError, match="the job was planned with 0000"):
+    other = Predictor(replace(load_bundle(str(tiny_bundle)), weights_sha256="0000"), PredictConfig())
+    with pytest.raises(BundleError, match=r"changed after the bundle was loaded: sha256 .*, not 0000"):
         other(_decoded([None]))
 
 
@@ -335,7 +334,7 @@ def test_actors_of_one_node_share_its_cores(
     monkeypatch.setattr(network, "count_cpus", lambda: 8)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
     monkeypatch.setattr(predictor_module, "compile_network", lambda bundle, threads, precision: found.append(threads))
-    Predictor(str(tiny_bundle), load_bundle(str(tiny_bundle)).digest, PredictConfig(threads=threads), sharers=sharers)
+    Predictor(load_bundle(str(tiny_bundle)), PredictConfig(threads=threads), sharers=sharers)
     assert found == [taken]
 
 

@@ -168,7 +168,7 @@ def of_pixels(folder: Path) -> Found:
 def of_predictor(folder: Path) -> Found:
     """The stage that actors run, on small images in batches and on a large one, whole and in tiles."""
     stored = bundle(folder, "predictor", tiny_spec(width=0.05))
-    predictor = Predictor(stored.folder, stored.digest, PredictConfig(batch_pixels=2**21))
+    predictor = Predictor(stored, PredictConfig(batch_pixels=2**21))
     small = [images(*size, seed=seed) for seed, size in enumerate([(40, 50), (33, 64), (7, 9), (64, 64), (1, 1)])]
     large = [images(*LARGE)]
     for name, group in (("small", small), ("whole", large), ("tiles", large)):

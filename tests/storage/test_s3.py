@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from fcn_ray import storage
-from fcn_ray.errors import RefusedError, StorageError, UnavailableError
+from fcn_ray.errors import RefusedError, StorageError, UnavailableError, UnequippedError
 from fcn_ray.storage import answers
 from fcn_ray.storage import s3 as s3_store
 from fcn_ray.storage.answers import Missing
@@ -145,3 +145,36 @@ def test_the_region_of_the_environment_counts(s3: Shim, monkeypatch: pytest.Monk
     s3.fail("PUT", look)
     storage.put_if_absent(URI, b"data")
     assert "/eu-north-1/s3/" in seen[0]
+
+
+def _page(status: str) -> Fault:
+    """A web server answers, and not a store."""
+
+    def fault(app: Any, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
+        start_response(status, [("Content-Type", "text/html")])
+        return [b"<!doctype html><title>Welcome<p>It works"]
+
+    return fault
+
+
+def test_a_web_server_in_the_place_of_the_store_is_told_as_such(
+    s3: Shim, quick: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    s3.fail("any", always=_page("404 Not Found"))
+    with pytest.raises(
+        RefusedError, match="s3://bucket/folder: what answers there is no S3 store: is AWS_ENDPOINT_URL"
+    ):
+        list(s3_store.keys("s3://bucket/folder"))
+    monkeypatch.setattr(answers, "_answered", set())
+    monkeypatch.setenv("FCN_RAY_PATIENCE_SECONDS", "0.1")
+    s3.fail("any", always=_page("200 OK"))
+    with pytest.raises(UnavailableError, match="It has not answered once: is AWS_ENDPOINT_URL right"):
+        list(s3_store.keys("s3://bucket/folder"))
+
+
+def test_an_endpoint_that_is_no_address_is_told_without_it(s3: Shim, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "store.example:9000/secret")
+    s3_store.forget()
+    with pytest.raises(UnequippedError, match="expected AWS_ENDPOINT_URL to be one such as https://") as error:
+        storage.read_bytes(URI)
+    assert "secret" not in str(error.value)

@@ -4,13 +4,12 @@ python -m tests.benchmarks.peers.hand_tuned BUNDLE IMAGES OUT [--model null] [--
 
 Threads read and decode (simplejpeg, which lets go of the interpreter) while the network works on the window before;
 images of one size go through one compiled function, uint8 in, uint8 class ids out; threads encode (zlib's run-length
-strategy) and one more writes a Parquet file for each input file. TensorFlow's oneDNN is on, wherever it runs. With
---onnx the function is ONNX Runtime's. No resume, no bad images, one machine.
+strategy) and one more writes a Parquet file for each input file. With --onnx the function is ONNX Runtime's. No
+resume, no bad images, one machine.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -94,7 +93,6 @@ def label_window(label: LabelFunction, images: list[np.ndarray], pool: ThreadPoo
 def main() -> None:
     """Label all images."""
     task = read_task(__doc__)
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
     label = load_label_function(task)
     writer = Writer(task.out)
     with ThreadPoolExecutor(THREADS) as pool, ThreadPoolExecutor(1) as writing:

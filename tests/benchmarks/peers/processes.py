@@ -37,6 +37,8 @@ class Usage:
     cpu_seconds: float = 0.0
     peak_bytes: int = 0
     """Largest sum of the proportional set sizes of all its processes: what they share counts once."""
+    spilled_bytes: int = 0
+    """Most that Ray had moved from its object store to the disk."""
     curve: list[tuple[float, float]] = field(default_factory=list)
     """(time.monotonic(), CPU seconds up to then)."""
 
@@ -71,6 +73,7 @@ def run(command: list[str], environment: Mapping[str, str], folder: Path, log: P
             usage.curve.append((now, sum(seen.values())))
             if now >= next_memory:
                 usage.peak_bytes = max(usage.peak_bytes, sum(map(_pss, pids)))
+                usage.spilled_bytes = max(usage.spilled_bytes, _spilled())
                 next_memory = now + MEMORY_EVERY
         usage.seconds = time.monotonic() - start
     _end(seen)
@@ -114,6 +117,15 @@ def _end(seen: dict[tuple[int, int], float]) -> None:
 def _waited() -> float:
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
+
+
+def _spilled() -> int:
+    """Bytes that Rays of this machine have on disk in the place of their object stores."""
+    found = 0
+    for path in Path("/tmp/ray").glob("session_*/ray_spilled_objects*/*"):
+        with suppress(OSError):
+            found += path.stat().st_size
+    return found
 
 
 def _pss(pid: int) -> int:
