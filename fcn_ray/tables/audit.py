@@ -21,6 +21,7 @@ import numpy.typing as npt
 from fcn_ray import storage
 from fcn_ray.errors import ConfigError, OutOfReachError, StorageError, printable
 from fcn_ray.failpoints import fail_at
+from fcn_ray.tables.audit_ids import NamedIds
 from fcn_ray.tables.audit_manifests import Planned, check_manifests, check_success
 from fcn_ray.tables.audit_plans import PlanRow, check_coverage, check_plan, find_kinds, plan_file, read_chunks
 from fcn_ray.tables.audit_rows import Expected, Seen, check_mask_file
@@ -50,7 +51,8 @@ class AuditReport:
 
     `findings` are broken promises (the first 100 of `n_findings`); `unfinished` says which runs are not at their end,
     which is no fault; `retried` counts rows that are there once more because they failed, `returned` those whose image
-    came back; `leftovers` counts temporary files of killed writers, which are harmless.
+    came back, `shared_ids` values of a named id column that several images have; `leftovers` counts temporary files of
+    killed writers, which are harmless.
     """
 
     output: str
@@ -63,6 +65,7 @@ class AuditReport:
     unfinished: list[str] = field(default_factory=list)
     retried: int = 0
     returned: int = 0
+    shared_ids: int = 0
     leftovers: int = 0
 
     @property
@@ -93,6 +96,8 @@ class AuditReport:
             yield f"{self.retried} of these rows are of images that had failed; fcn_ray.read_masks leaves the older out"
         if self.returned:
             yield f"{self.returned} of these rows are of images that came back as they were before a change"
+        if self.shared_ids:
+            yield f"{self.shared_ids} values of the id column belong to several images; path and row tell those apart"
         if self.leftovers:
             yield f"{self.leftovers} temporary files of killed writers (.tmp-*): harmless, may be deleted"
         if self.ok:
@@ -102,7 +107,8 @@ class AuditReport:
 def audit(output: str) -> AuditReport:
     """Check every run in a folder that `fcn-ray segment` wrote, or the run folder `output`.
 
-    Memory: one mask file, and 150 bytes for each chunk.
+    Memory: one mask file, and 150 bytes for each chunk; where ids come from a named column, and for their count at the
+    end, some 50 bytes for each row.
 
     Raises ConfigError when there is no run, StorageError when storage cannot be read; whatever is wrong with what is
     stored is a finding.
@@ -134,6 +140,7 @@ class _RunAudit:
         self.returns: set[int] = set()
         self.manifests: list[int] = []
         self.published: dict[str, dict[str, Any]] = {}
+        self.named: NamedIds | None = None
 
     def check(self) -> None:
         fail_at("audit.begun")
@@ -154,6 +161,8 @@ class _RunAudit:
             for chunk_id in np.setdiff1d(stored, planned[0]).tolist():
                 self._note("stray", f"masks/{chunk_id.decode()}.parquet", "is in no plan")
         self._check_end(pending, newest)
+        if self.named is not None:
+            self.report.shared_ids += self.named.count_shared()
 
     def _note(self, kind: str, name: str, message: str) -> None:
         self.report.note(kind, storage.join(self.uri, name), message)
@@ -165,6 +174,8 @@ class _RunAudit:
             text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
             self.classes, self.ignore_id = len(found["labels"]["names"]), int(found["labels"]["ignore_id"])
             model = found["identity"].get("model")
+            columns = found["identity"].get("columns", {})
+            self.named = NamedIds() if columns.get("id") else None
         except OutOfReachError:
             raise
         except (StorageError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -238,7 +249,7 @@ class _RunAudit:
         data = storage.read_bytes(storage.join(self.uri, name))
         keys = [(row.path, index) for row in rows for index in range(row.first_row, row.first_row + row.n_rows)]
         expected = Expected(self.run_id, chunk_id, number, keys, self.classes, self.ignore_id, self.model_digest)
-        seen = Seen()
+        seen = Seen(named=self.named)
         for kind, message in check_mask_file(data, expected, seen):
             self._note(kind, name, message)
         self.report.statuses.update(seen.statuses)

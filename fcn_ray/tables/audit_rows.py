@@ -17,12 +17,14 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from fcn_ray.tables import schema
+from fcn_ray.tables.audit_ids import NamedIds
 
 _PNG_HEADER = struct.Struct(">8s4x4sIIBB")
 """Signature, length (skipped), chunk type, width, height, bit depth, colour type."""
 _GREY_8 = (b"\x89PNG\r\n\x1a\n", b"IHDR", 8, 0)
 
 _TYPES = {
+    schema.IMAGE_ID: pa.string(),
     schema.PATH: pa.string(),
     schema.ROW: pa.int64(),
     schema.MASK: pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
@@ -68,6 +70,8 @@ class Seen:
 
     statuses: Counter[str] = field(default_factory=Counter)
     model_digest: str | None = None
+    named: NamedIds | None = None
+    """Where users name the ids, those of all files."""
 
 
 def check_mask_file(data: bytes, expected: Expected, seen: Seen) -> Iterator[Problem]:
@@ -121,6 +125,8 @@ def check_seal(data: bytes, metadata: pq.FileMetaData) -> Iterator[Problem]:
 def _check_group(table: pa.Table, first: int, expected: Expected, seen: Seen) -> Iterator[Problem]:
     for index, row in enumerate(table.select(list(_TYPES)).to_pylist(), first):
         seen.statuses[row[schema.STATUS]] += 1
+        if seen.named is not None:
+            seen.named.add(row[schema.IMAGE_ID], row[schema.PATH], row[schema.ROW])
         seen.model_digest = seen.model_digest or row[schema.MODEL_DIGEST]
         problems = [*_check_row(row, index, expected, seen.model_digest), *_check_result(row, expected)]
         yield from ((kind, f"row {index}: {message}") for kind, message in problems)

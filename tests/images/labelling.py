@@ -52,7 +52,7 @@ def label(
 ) -> Labelled:
     """Plan, read, decode, commit, finish; `meanwhile` happens between the plan and the reading."""
     columns = columns or Columns()
-    run = open_run(str(output), str(input), {"model": "zeros"}, LABELS)
+    run = open_run(str(output), str(input), {"model": "zeros", "columns": asdict(columns)}, LABELS)
     log = extend_plan(run.uri, run.input, ChunkConfig(rows=50), columns)
     meanwhile()
     read, decode = ReadChunks(run.uri, understand_input(run.input), columns), DecodeImages(MAX_PIXELS)

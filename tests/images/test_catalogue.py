@@ -179,7 +179,11 @@ def _check_job(group: list[Folder], root: Path) -> None:
     assert all(
         re.fullmatch(r"[\w.=-]+", path.relative_to(root / "out").as_posix().replace("/", "-")) for path in written
     )
-    assert audit(str(root / "out")).ok
+    report = audit(str(root / "out"))
+    assert report.ok
+    images = Counter(result[schema.IMAGE_ID] for result in rows)
+    assert report.shared_ids == (sum(count > 1 for count in images.values()) if group[0].columns.id else 0)
+    assert bool(report.shared_ids) == any("belong to several images" in line for line in report.lines())
 
 
 def test_names_that_are_no_ascii_or_escape_are_among_those_tried() -> None:
