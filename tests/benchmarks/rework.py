@@ -2,9 +2,10 @@
 
 python -m tests.benchmarks.rework BUNDLE WORK [--seeds 10]
 
-Each trial: 32 chunks of one picture, the null model with a pause; all processes are killed when half of the chunks are
-stored (one more or less), and the job runs again; then once more, when there is nothing to do. After that two jobs that
-start at the same moment, over an output of their own. BUNDLE is any bundle (small_bundle.py).
+Each trial: 32 chunks of one picture, the null model with a pause; when half of the chunks are stored (one more or less)
+all processes are killed, or, in every second trial, the driver alone, which has two actors there. The job runs again;
+then once more, when there is nothing to do. After that two jobs that start at the same moment, over an output of their
+own. BUNDLE is any bundle (small_bundle.py).
 """
 
 from __future__ import annotations
@@ -13,19 +14,23 @@ import argparse
 import shutil
 from pathlib import Path
 
-from tests.benchmarks.fault_trial import Trial
+from tests.benchmarks.fault_trial import Trial, kill_session
 from tests.benchmarks.null_model import LOG
 
 
-def measure(trial: Trial) -> tuple[int, int, int]:
+def measure(trial: Trial, actors: int) -> tuple[int, int, int]:
     """Chunks stored when the job was killed, chunks predicted twice, and puts of a job that has nothing to do."""
-    trial.settings = ["chunk.rows=1"]
+    trial.settings = ["chunk.rows=1", f"predict.actors={actors}"]
     log = trial.root / "predicted.txt"
     trial.environment[LOG] = str(log)
     job = trial.start()
     if not trial.wait_for(lambda: trial.count_chunks() >= 16, job):
         raise SystemExit(f"the job ended before it was killed; see {trial.root}")
-    trial.kill_all(job)
+    if actors == 1:
+        trial.kill_all(job)
+    else:  # what the driver leaves ends by itself, beside the next job
+        job.kill()
+        job.wait(30)
     stored = trial.count_chunks()
     if trial.end(trial.start()) != 0 or trial.count_chunks() != 32:
         raise SystemExit(f"the job is not complete; see {trial.root}")
@@ -33,6 +38,7 @@ def measure(trial: Trial) -> tuple[int, int, int]:
     files = _files(trial)
     if trial.end(trial.start()) != 0:
         raise SystemExit(f"a finished job failed; see {trial.root}")
+    kill_session(job.pid)
     return stored, len(predicted) - len(set(predicted)), len(_files(trial) - files)
 
 
@@ -66,12 +72,13 @@ def main() -> None:
     for seed in range(options.seeds):
         folder = options.work / str(seed)
         shutil.rmtree(folder, ignore_errors=True)
+        actors = 1 + seed % 2
         with Trial(folder, seed, options.bundle) as trial:
-            stored, twice, puts = measure(trial)
+            stored, twice, puts = measure(trial, actors)
             both = measure_two(trial)
         print(
-            f"seed {seed}: killed at {stored} of 32 chunks, {twice} predicted twice; puts afterwards: {puts}; "
-            f"of two jobs at once, {both} predicted by both",
+            f"seed {seed}, {actors} actors: killed at {stored} of 32 chunks, {twice} predicted twice; "
+            f"puts afterwards: {puts}; of two jobs at once, {both} predicted by both",
             flush=True,
         )
 
