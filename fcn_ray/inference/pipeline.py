@@ -69,8 +69,9 @@ def build_pipeline(
             [asdict(chunk) for chunk in chunks], override_num_blocks=-(-len(chunks) // CHUNKS_A_BLOCK)
         )
     split = described.repartition(target_num_rows_per_block=1)
-    # No public way to say so: it would take a whole CPU, which nobody may have left.
-    split._logical_plan.dag.ray_remote_args["num_cpus"] = cpus
+    # No public way to say so: it would take a whole CPU. It lasts until the pipeline has taken the last of its
+    # descriptors, and on a machine with two CPUs no chunk would be committed meanwhile.
+    split._logical_plan.dag.ray_remote_args["num_cpus"] = 0
     return (
         split.map_batches_internal(prepare, num_cpus=cpus, memory=memory.prepare, **whole, **retried)
         .map_batches_internal(
