@@ -15,7 +15,7 @@ import pytest
 from fcn_ray.bundle import load_bundle
 from fcn_ray.config import PredictConfig, SegmentConfig
 from fcn_ray.config_text import load_config
-from fcn_ray.errors import BundleError, ConfigError
+from fcn_ray.errors import ConfigError, StorageError
 from fcn_ray.images.codec import encode_image
 from fcn_ray.inference import benchmark as measuring
 from fcn_ray.inference.benchmark import BenchmarkReport, benchmark
@@ -81,11 +81,11 @@ def test_a_job_and_its_network_on_two_actors(
 
 @pytest.mark.keras
 def test_a_network_that_fails_counts_nothing(tiny_bundle: Path, tmp_path: Path) -> None:
-    digest = load_bundle(str(tiny_bundle)).digest
+    bundle = load_bundle(str(tiny_bundle))
     tiled = PredictConfig(threads=0).model_copy(update={"tile_pixels": 32 * 32})
-    arguments = {"bundle": str(tiny_bundle), "digest": digest, "config": tiled}
-    with pytest.raises(BundleError, match="nowhere"):
-        measuring._Alone(arguments | {"bundle": f"{tmp_path}/nowhere"}, [(32, 32)]).predict()
+    arguments = {"bundle": bundle, "config": tiled}
+    with pytest.raises(StorageError, match="nowhere"):
+        measuring._Alone(arguments | {"bundle": replace(bundle, folder=f"{tmp_path}/nowhere")}, [(32, 32)]).predict()
     alone = measuring._Alone(arguments, [(32, 32), (2000, 2000)])
     with pytest.raises(ValueError, match="tile"):
         alone.predict()
