@@ -19,7 +19,7 @@ help:
 	@echo "make lint    ruff and mypy and the arrows only"
 	@echo "make bench CAMVID=camvid.parquet [ROUNDS=2] [FILES=2]   speed and memory of labelling beside its peers: about"
 	@echo "                       20 minutes, goes on where it was ended; ROUNDS=5 FILES=8 for figures, see tests/benchmarks/RESULTS.md"
-	@echo "make bench-faults [SEEDS=20]   30 kinds of faults, a job for each seed: hours; goes on where it was ended"
+	@echo "make bench-faults [SEEDS=20]   32 kinds of faults, a job for each seed: hours; goes on where it was ended"
 	@echo "make bench-stores [GCS=fake-gcs-server] [AZURITE=azurite-blob]   gs:// and az:// against emulators of them"
 
 $(STAMP): requirements.lock pyproject.toml
