@@ -10,12 +10,11 @@ FILES ?= 2
 GCS ?= fake-gcs-server
 AZURITE ?= azurite-blob
 
-.PHONY: help demo test test-all lint pytest bench bench-faults bench-stores clean
+.PHONY: help demo test lint pytest bench bench-faults bench-stores clean
 
 help:
 	@echo "make demo    train, segment and evaluate on synthetic scenes (a few minutes); opens nothing, leaves demo-out/"
-	@echo "make test    lint, types, arrows between rooms, and the tests"
-	@echo "make test-all   the same, and the tests that take a minute or more each: about an hour on two cores"
+	@echo "make test    lint, types, arrows between rooms, and all tests"
 	@echo "make lint    ruff and mypy and the arrows only"
 	@echo "make bench CAMVID=camvid.parquet [ROUNDS=2] [FILES=2]   speed and memory of labelling beside its peers: about"
 	@echo "                       20 minutes, goes on where it was ended; ROUNDS=5 FILES=8 for figures, see tests/benchmarks/RESULTS.md"
@@ -42,11 +41,8 @@ lint: $(STAMP)
 	$(BIN)/lint-imports --no-cache
 
 pytest: $(STAMP)
-	$(BIN)/pytest -m "not ray and not long" --numprocesses 2 --dist loadfile --no-loadscope-reorder
-	$(BIN)/pytest -m "ray and not long"
-
-test-all: test
-	$(BIN)/pytest -m long
+	$(BIN)/pytest -m "not ray" --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -m ray
 
 bench: $(STAMP)
 	@test -n "$(CAMVID)" || { echo "make bench CAMVID=camvid.parquet [WORK=bench-out]: a table with image, mask, name, split"; exit 2; }

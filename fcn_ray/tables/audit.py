@@ -107,8 +107,8 @@ class AuditReport:
 def audit(output: str) -> AuditReport:
     """Check every run in a folder that `fcn-ray segment` wrote, or the run folder `output`.
 
-    Memory: one mask file, and 150 bytes for each chunk; where ids come from a named column, and for their count at the
-    end, some 50 bytes for each row.
+    Memory: one mask file, and 150 bytes for each chunk; where ids come from a named column, 16 bytes for each row, and
+    a few times that at the end.
 
     Raises ConfigError when there is no run, StorageError when storage cannot be read; whatever is wrong with what is
     stored is a finding.

@@ -61,7 +61,6 @@ def test_a_job_that_tells_nothing_is_refused(
 
 @pytest.mark.ray
 @pytest.mark.keras
-@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_a_job_and_its_network_on_two_actors(
     tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch

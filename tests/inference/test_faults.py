@@ -12,15 +12,7 @@ from tests.benchmarks.faults import run_trial
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "everything killed",
-        "two jobs, growing input",
-        pytest.param("zombie", marks=pytest.mark.long),
-        pytest.param("reply lost after a put", marks=pytest.mark.long),
-    ],
-)
+@pytest.mark.parametrize("kind", ["zombie", "everything killed", "two jobs, growing input", "reply lost after a put"])
 def test_a_disturbed_job_loses_nothing(kind: str, tiny_bundle: Path, tmp_path: Path) -> None:
     outcome = run_trial(kind, 0, str(tiny_bundle), tmp_path)
     assert outcome["clean"], outcome

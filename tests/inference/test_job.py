@@ -148,7 +148,6 @@ def test_too_many_bad_images_end_the_job_and_its_actors(tmp_path: Path, tiny_bun
     assert (found.n_findings, found.incomplete) == (0, True)
 
 
-@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_the_mask_does_not_depend_on_chunks_passes_or_actors_and_another_bundle_is_another_run(
     tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
@@ -203,7 +202,7 @@ def _pids(session: int, name: str) -> list[int]:
     return found
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_killed_driver_then_rerun_gives_every_image_once(tmp_path: Path, tiny_bundle: Path) -> None:
     source, output = pictures.write_parquet(tmp_path / "in.parquet", 120, group=40), tmp_path / "masks"
     with _start(source, output, tiny_bundle) as run:
@@ -229,7 +228,7 @@ def test_killed_driver_then_rerun_gives_every_image_once(tmp_path: Path, tiny_bu
     assert audit(str(output)).ok
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_killed_actor_is_replaced_and_nothing_is_lost(tmp_path: Path, tiny_bundle: Path) -> None:
     source, output = pictures.write_parquet(tmp_path / "in.parquet", 120, group=40), tmp_path / "masks"
     with _start(source, output, tiny_bundle) as run:
@@ -245,9 +244,7 @@ def test_killed_actor_is_replaced_and_nothing_is_lost(tmp_path: Path, tiny_bundl
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_stops_the_job_in_a_state_that_goes_on(
     tmp_path: Path, tiny_bundle: Path, number: signal.Signals, code: int
 ) -> None:

@@ -44,7 +44,6 @@ def _statuses(output: Path) -> dict[str, str]:
     return {row["image_id"]: row["status"] for table in tables for row in table.to_pylist()}
 
 
-@pytest.mark.long
 def test_poison_for_the_decoder_is_one_row_each(tmp_path: Path, tiny_bundle: Path) -> None:
     """A segmentation fault, a hang and a hog, among 21 good pictures; whole chunks of each."""
     pictures.write_folder(tmp_path / "in", 21)

@@ -34,7 +34,7 @@ def _segment(*settings: str, **environment: str) -> subprocess.CompletedProcess[
     )
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_from_store_to_store(s3: Shim, tmp_path: Path, tiny_bundle: Path) -> None:
     for path in tiny_bundle.iterdir():
         storage.put_if_absent(f"s3://bucket/model/{path.name}", path.read_bytes())

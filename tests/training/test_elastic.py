@@ -131,7 +131,6 @@ def test_what_is_free_is_what_nobody_holds(monkeypatch: pytest.MonkeyPatch) -> N
     assert (cluster.count_free(cpus=1, gpus=0), cluster.count_free(cpus=1, gpus=1)) == (0, 0)
 
 
-@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_a_group_that_is_aborted_ends_with_an_error_and_without_a_checkpoint(tmp_path: Path) -> None:
     config = tiny_config(write_data(tmp_path), tmp_path / "out", epochs=1000, checkpoint_steps=0, val_every=1000)

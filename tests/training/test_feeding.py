@@ -89,7 +89,6 @@ print(json.dumps(found))
 
 
 @pytest.mark.ray
-@pytest.mark.long
 def test_tasks_run_where_the_feeder_says_while_that_node_lives(tmp_path: Path) -> None:
     """In a process of its own: this one has its own Ray."""
     data = pictures.write_parquet(tmp_path / "data.parquet", 12, group=4)

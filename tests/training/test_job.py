@@ -167,7 +167,7 @@ def test_killed_and_resumed_it_ends_with_the_weights_of_an_undisturbed_run(undis
     assert killed == pytest.approx(straight), "the mean of an epoch is that of all its steps, before the kill and after"
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_an_epoch_that_a_kill_left_without_its_validation_gets_it(undisturbed: _Run, tmp_path: Path) -> None:
     out = tmp_path / "unscored"
     shutil.copytree(undisturbed.config.out, out, ignore=shutil.ignore_patterns("bundle", "ray"))
@@ -203,7 +203,7 @@ def test_more_processes_score_than_there_is_room_for(tmp_path: Path) -> None:
     assert len(found.rescored.best) == promotion.EXAMPLES
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_killed_worker_brings_all_back_from_the_last_checkpoint(undisturbed: _Run, tmp_path: Path) -> None:
     config, state = undisturbed.config, undisturbed.state
     out = tmp_path / "wounded"
@@ -219,9 +219,7 @@ def test_a_killed_worker_brings_all_back_from_the_last_checkpoint(undisturbed: _
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGTERM, 4), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)]
-)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 4), (signal.SIGINT, 130)])
 def test_a_signal_saves_the_step_at_hand_and_ends_training(
     data: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
@@ -265,7 +263,6 @@ def test_a_bad_row_found_while_counting_the_classes_ends_the_job_before_it_start
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_a_training_that_diverges_goes_back_with_half_the_rate_and_then_ends(data: Path, tmp_path: Path) -> None:
     records: list[dict[str, Any]] = []
@@ -364,7 +361,6 @@ def test_a_checkpoint_that_only_the_driver_can_read_ends_the_job_instead_of_star
     assert list_checkpoints(str(out)) == []
 
 
-@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_a_coarse_network_is_trained_on_as_a_finer_one(data: Path, tmp_path: Path) -> None:
     """The paper's stages: 32s, then 16s from its bundle; the old layers take smaller steps than the new one.
@@ -393,7 +389,6 @@ def test_a_coarse_network_is_trained_on_as_a_finer_one(data: Path, tmp_path: Pat
     assert fine["score_pool4/kernel"].any()
 
 
-@pytest.mark.long
 @pytest.mark.usefixtures("ray_session")
 def test_a_pretrained_backbone_is_loaded_and_learns_at_its_own_rate(data: Path, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)

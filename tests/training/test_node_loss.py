@@ -10,7 +10,7 @@ import pytest
 
 from tests.benchmarks import node_loss
 
-pytestmark = [pytest.mark.ray, pytest.mark.keras, pytest.mark.long]
+pytestmark = [pytest.mark.ray, pytest.mark.keras, pytest.mark.slow]
 
 
 @pytest.mark.timeout(600)  # a cluster and three groups of workers, one after the other

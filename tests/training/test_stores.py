@@ -14,7 +14,7 @@ from fcn_ray.training.checkpoints import find_newest
 from tests.s3 import Shim, answer
 from tests.training.making import tiny_config, write_data
 
-pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.slow, pytest.mark.timeout(600)]
 
 OUT = "s3://bucket/run"
 

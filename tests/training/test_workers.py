@@ -75,22 +75,11 @@ def _first_dice(weights: tuple[float, ...]) -> float:
 @pytest.mark.parametrize(
     ("flags", "workers", "first_loss"),
     [
-        pytest.param({}, 3, math.log(3), id="cross_entropy_uneven"),
-        pytest.param(
-            {"loss__kind": "dice", "loss__class_weights": (1, 2, 0.5)},
-            2,
-            _first_dice((1, 2, 0.5)),
-            marks=pytest.mark.long,
-            id="weighted_dice",
-        ),
-        pytest.param(
-            {"model__backbone": "mobilenetv3_small", "model__width": 1.0},
-            2,
-            math.log(3),
-            marks=pytest.mark.long,
-            id="batch_normalisation",
-        ),
+        ({}, 3, math.log(3)),
+        ({"loss__kind": "dice", "loss__class_weights": (1, 2, 0.5)}, 2, _first_dice((1, 2, 0.5))),
+        ({"model__backbone": "mobilenetv3_small", "model__width": 1.0}, 2, math.log(3)),
     ],
+    ids=["cross_entropy_uneven", "weighted_dice", "batch_normalisation"],
 )
 def test_workers_take_the_step_of_one_and_end_equal(
     data: Path,
