@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray.cloudpickle
+from ray.data import Dataset
 from ray.data._internal.logical.operators.map_operator import StreamingRepartition
 
 from fcn_ray.bundle import load_bundle
@@ -81,24 +82,23 @@ class _MortalPredictor(Predictor):
         return super().predict(images)
 
 
-@pytest.mark.usefixtures("ray_session")
-def test_poison_for_the_network_is_one_row_each(
-    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Two killers in one of three chunks, which are described in two blocks."""
-    monkeypatch.setattr(pipeline, "CHUNKS_A_BLOCK", 2)
+def _write_greys(folder: Path, killers: set[int]) -> dict[str, str]:
+    """Twelve pictures, and the statuses that they must get."""
+    folder.mkdir()
     for number in range(12):
-        grey = KILLER if number in (5, 6) else number
-        image = np.full((20, 30, 3), grey, np.uint8)
-        (tmp_path / "in").mkdir(exist_ok=True)
-        (tmp_path / "in" / f"{number:02}.png").write_bytes(encode_image(image, "PNG"))
-    bundle = load_bundle(str(tiny_bundle))
-    run = open_run(f"{tmp_path}/out", f"{tmp_path}/in", {"model": bundle.digest}, bundle.labels)
+        image = np.full((20, 30, 3), KILLER if number in killers else number, np.uint8)
+        (folder / f"{number:02}.png").write_bytes(encode_image(image, "PNG"))
+    return {f"{number:02}.png": "crash" if number in killers else "ok" for number in range(12)}
+
+
+def _build_pipeline(root: Path, bundle_folder: Path, settings: PredictConfig) -> Dataset:
+    """What is left to do of `root/in`, four pictures a chunk, with one mortal actor."""
+    bundle = load_bundle(str(bundle_folder))
+    run = open_run(f"{root}/out", f"{root}/in", {"model": bundle.digest}, bundle.labels)
     log = extend_plan(run.uri, run.input, ChunkConfig(rows=4), Columns())
-    settings = PredictConfig(threads=1)
     arguments = {"bundle": bundle, "config": settings, "run_uri": run.uri}
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    dataset = build_pipeline(
+    return build_pipeline(
         list(pending_chunks(log)),
         PrepareChunks(
             ReadChunks(run.uri, understand_input(run.input), Columns()), DecodeImages(10**6), Limits(60, 2**31)
@@ -107,6 +107,16 @@ def test_poison_for_the_network_is_one_row_each(
         CommitChunks(run, bundle.labels, bundle.digest),
         Shares(Memory(prepare=3_000_000, predict=2_000_000, commit=1_000_000), settings, 0.5),
     )
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_poison_for_the_network_is_one_row_each(
+    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two killers in one of three chunks, which are described in two blocks."""
+    monkeypatch.setattr(pipeline, "CHUNKS_A_BLOCK", 2)
+    expected = _write_greys(tmp_path / "in", {5, 6})
+    dataset = _build_pipeline(tmp_path, tiny_bundle, PredictConfig(threads=1))
     split, reserved = dataset._logical_plan.dag, []
     while not isinstance(split, StreamingRepartition):
         reserved.append(split.ray_remote_args["memory"])
@@ -114,5 +124,16 @@ def test_poison_for_the_network_is_one_row_each(
     assert reserved == [1_000_000, 2_000_000, 3_000_000]
     assert split.ray_remote_args == {"num_cpus": 0}, "it would hold the CPU that commits wait for, to the last chunk"
     assert dataset.count() == 3
-    statuses = _statuses(tmp_path / "out")
-    assert statuses == {f"{number:02}.png": "crash" if number in (5, 6) else "ok" for number in range(12)}
+    assert _statuses(tmp_path / "out") == expected
+
+
+@pytest.mark.usefixtures("ray_session")
+def test_actors_that_die_too_often_end_the_job_and_the_next_goes_on(tmp_path: Path, tiny_bundle: Path) -> None:
+    """A chunk with two killers takes three actors: the first tells which chunk it is, each other one which picture."""
+    expected = _write_greys(tmp_path / "in", {5, 6})
+    settings = PredictConfig(threads=1, max_restarts=2)
+    with pytest.raises(ray.exceptions.RayError):
+        _build_pipeline(tmp_path, tiny_bundle, settings).count()
+    assert audit(f"{tmp_path}/out").findings == []
+    _build_pipeline(tmp_path, tiny_bundle, settings).count()
+    assert _statuses(tmp_path / "out") == expected
