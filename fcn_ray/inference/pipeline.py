@@ -27,8 +27,8 @@ same actor are counted as tried too."""
 
 
 CHUNKS_A_BLOCK = 1000
-"""Descriptors that travel together until the pipeline is ready for them: a task for each before the first image would
-delay it by minutes, where there are many."""
+"""As many descriptors are put in Ray's store one by one, which takes a second. Those of larger jobs travel together,
+until the pipeline is ready for them: putting each would delay the first image by half a minute."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,15 +65,9 @@ def build_pipeline(
     actors = ActorPoolStrategy(size=predict.count, max_tasks_in_flight_per_actor=2, enable_true_multi_threading=True)
     # map_batches_internal: the public method refuses GPUs with whole blocks, and finite retries (DECISIONS 6).
     with ray.data.DataContext.current(options):
-        described = ray.data.from_items(
-            [asdict(chunk) for chunk in chunks], override_num_blocks=-(-len(chunks) // CHUNKS_A_BLOCK)
-        )
-    split = described.repartition(target_num_rows_per_block=1)
-    # No public way to say so: it would take a whole CPU. It lasts until the pipeline has taken the last of its
-    # descriptors, and on a machine with two CPUs no chunk would be committed meanwhile.
-    split._logical_plan.dag.ray_remote_args["num_cpus"] = 0
+        described = describe(chunks)
     return (
-        split.map_batches_internal(prepare, num_cpus=cpus, memory=memory.prepare, **whole, **retried)
+        described.map_batches_internal(prepare, num_cpus=cpus, memory=memory.prepare, **whole, **retried)
         .map_batches_internal(
             predict.stage,
             fn_constructor_kwargs=dict(predict.arguments),
@@ -86,3 +80,16 @@ def build_pipeline(
         )
         .map_batches_internal(commit, num_cpus=cpus, memory=memory.commit, **whole, **retried)
     )
+
+
+def describe(chunks: Sequence[ChunkRef]) -> Dataset:
+    """One descriptor a block. Where there are many a task cuts them apart, and its process is one more to start."""
+    rows = [asdict(chunk) for chunk in chunks]
+    if len(rows) <= CHUNKS_A_BLOCK:
+        return ray.data.from_items(rows, override_num_blocks=len(rows))
+    together = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // CHUNKS_A_BLOCK))
+    split = together.repartition(target_num_rows_per_block=1)
+    # No public way to say so: it would take a whole CPU. It lasts until the pipeline has taken the last of its
+    # descriptors, and on a machine with two CPUs no chunk would be committed meanwhile.
+    split._logical_plan.dag.ray_remote_args["num_cpus"] = 0
+    return split

@@ -1,11 +1,11 @@
 """What is done twice when a labelling job is killed in the middle, or has another beside it: chunks predicted twice.
 
-python -m tests.benchmarks.rework BUNDLE WORK [--seeds 10]
+python -m tests.benchmarks.rework BUNDLE WORK [--seeds 10] [--pause 0.3]
 
-Each trial: 32 chunks of one picture, the null model with a pause; when half of the chunks are stored (one more or less)
-all processes are killed, or, in every second trial, the driver alone, which has two actors there. The job runs again;
-then once more, when there is nothing to do. After that two jobs that start at the same moment, over an output of their
-own. BUNDLE is any bundle (small_bundle.py).
+Each trial: 32 chunks of one picture, the null model with a pause of that many seconds for each; when half of the chunks
+are stored (one more or less) all processes are killed, or, in every second trial, the driver alone, which has two
+actors there. The job runs again; then once more, when there is nothing to do. After that two jobs that start at the
+same moment, over an output of their own. BUNDLE is any bundle (small_bundle.py).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import shutil
 from pathlib import Path
 
 from tests.benchmarks.fault_trial import Trial, kill_session
-from tests.benchmarks.null_model import LOG
+from tests.benchmarks.null_model import LOG, PAUSE
 
 
 def measure(trial: Trial, actors: int) -> tuple[int, int, int]:
@@ -68,12 +68,14 @@ def main() -> None:
     parser.add_argument("bundle")
     parser.add_argument("work", type=Path)
     parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--pause", default="0.3")
     options = parser.parse_args()
     for seed in range(options.seeds):
         folder = options.work / str(seed)
         shutil.rmtree(folder, ignore_errors=True)
         actors = 1 + seed % 2
         with Trial(folder, seed, options.bundle) as trial:
+            trial.environment[PAUSE] = options.pause
             stored, twice, puts = measure(trial, actors)
             both = measure_two(trial)
         print(
