@@ -97,7 +97,7 @@ def run_chunks(
     Raises IncompleteError when Ray gives up, or the FcnRayError that a stage raised.
     """
     memory = reserve(config, bundle)
-    actors = count_actors(config.predict, memory)
+    actors = min(count_actors(config.predict, memory), len(pending))  # the cores for those that have something to do
     prepare = PrepareChunks(
         ReadChunks(run.uri, understand_input(run.input), columns, spell_places(config.allow_paths)),
         DecodeImages(config.max_pixels),

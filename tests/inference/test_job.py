@@ -149,6 +149,7 @@ def test_too_many_bad_images_end_the_job_and_its_actors(tmp_path: Path, tiny_bun
 
 
 @pytest.mark.usefixtures("ray_session")
+@pytest.mark.filterwarnings("error:The minimum number of concurrent actors")
 def test_the_mask_does_not_depend_on_chunks_passes_or_actors_and_another_bundle_is_another_run(
     tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,7 +158,7 @@ def test_the_mask_does_not_depend_on_chunks_passes_or_actors_and_another_bundle_
         patch.setattr(execution, "CHUNKS_A_PASS", 3)
         first = segment(_config(source, tmp_path / "a", tiny_bundle, chunk__rows=2))
     assert first.labelled == 9, "in two passes"
-    second = segment(_config(source, tmp_path / "b", tiny_bundle, chunk__rows=9, predict__actors=2))
+    second = segment(_config(source, tmp_path / "b", tiny_bundle, chunk__rows=5, predict__actors=3))
     assert Path(first.run).name == Path(second.run).name
 
     def masks(output: Path) -> dict[str, bytes]:
