@@ -25,7 +25,8 @@ class PredictConfig(Section):
     """The actors that apply the network."""
 
     actors: int = Field(default=0, ge=0)
-    """How many; 0 takes as many as the cluster's GPUs hold when `gpus` asks for some, else one for each node."""
+    """How many, no more than there are chunks; 0 takes as many as the cluster's GPUs hold when `gpus` asks for some,
+    else one for each node."""
     gpus: float = Field(default=0, ge=0)
     """GPUs for each actor; may be a fraction."""
     cpus: float = Field(default=1, gt=0)

@@ -13,7 +13,7 @@ import pyarrow.dataset as ds
 import ray
 
 from fcn_ray import cluster
-from fcn_ray.bundle import load_bundle
+from fcn_ray.bundle import Bundle, load_bundle
 from fcn_ray.config import SegmentConfig
 from fcn_ray.errors import ConfigError
 from fcn_ray.inference.execution import count_actors, predictor_arguments
@@ -66,8 +66,8 @@ class BenchmarkReport:
 def benchmark(config: SegmentConfig, *, verbose: bool = False) -> BenchmarkReport:
     """Label `config.input` into an output that is new, then predict noise of the same sizes on as many actors.
 
-    Raises ConfigError when the output had masks before, or when there is too little to tell a rate; else what `segment`
-    raises, and what an image of noise fails with.
+    Raises ConfigError when the output had masks before, or when there is too little to tell a rate of all actors; else
+    what `segment` raises, and what an image of noise fails with.
     """
     report = segment(config, verbose=verbose)
     if report.skipped or report.found or not report.labelled:
@@ -77,8 +77,15 @@ def benchmark(config: SegmentConfig, *, verbose: bool = False) -> BenchmarkRepor
         raise ConfigError(
             f"{report.labelled} images tell no rate: take {least} and more, {LEAST_CHUNKS} chunks, or lower chunk.rows"
         )
+    bundle = load_bundle(config.model)
+    actors = count_actors(config.predict, reserve(config, bundle))
+    if report.labelled < actors * least:
+        raise ConfigError(
+            f"{report.labelled} images do not keep {actors} actors busy: take {actors * least} and more, "
+            f"{LEAST_CHUNKS} chunks for each, or lower chunk.rows"
+        )
     sizes = _sample(config, report.run)
-    rates = _predict_alone(config, sizes)
+    rates = _predict_alone(config, bundle, actors, sizes)
     return BenchmarkReport(report, tuple(rates), sum(height * width for height, width in sizes) / len(sizes) / 1e6)
 
 
@@ -94,13 +101,11 @@ def _sample(config: SegmentConfig, run: str) -> list[Size]:
     return sizes[: max(1, int(np.searchsorted(room, PIXELS_ROOM, side="right")))]
 
 
-def _predict_alone(config: SegmentConfig, sizes: Sequence[Size]) -> list[float]:
+def _predict_alone(config: SegmentConfig, bundle: Bundle, actors: int, sizes: Sequence[Size]) -> list[float]:
     """Images per second of each actor, while all of them predict."""
-    predict, bundle = config.predict, load_bundle(config.model)
-    memory = reserve(config, bundle)
-    actors = count_actors(predict, memory)
+    predict = config.predict
     arguments = predictor_arguments(predict, bundle, settle_precision(predict.precision, bundle), actors)
-    alone = ray.remote(num_cpus=predict.cpus, num_gpus=predict.gpus, memory=memory.predict)(_Alone)
+    alone = ray.remote(num_cpus=predict.cpus, num_gpus=predict.gpus, memory=reserve(config, bundle).predict)(_Alone)
     workers = [alone.remote(arguments, sizes) for _ in range(actors)]
     with cluster.own_errors():
         ray.get([worker.predict.remote() for worker in workers])  # once over all images, so that every size was there

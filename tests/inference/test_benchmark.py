@@ -59,6 +59,17 @@ def test_a_job_that_tells_nothing_is_refused(
         benchmark(_config(tmp_path, "bundle"))
 
 
+@pytest.mark.keras
+def test_a_job_without_work_for_all_actors_is_refused(
+    tmp_path: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has had fewer actors, and would be compared with all of them."""
+    monkeypatch.setattr(measuring, "segment", lambda *_, **__: replace(JOB, labelled=23))
+    monkeypatch.setattr(measuring, "count_actors", lambda *_: 2)
+    with pytest.raises(ConfigError, match="23 images do not keep 2 actors busy: take 24 and more, 3 chunks for each"):
+        benchmark(_config(tmp_path, tiny_bundle))
+
+
 @pytest.mark.ray
 @pytest.mark.keras
 @pytest.mark.usefixtures("ray_session")
@@ -67,10 +78,10 @@ def test_a_job_and_its_network_on_two_actors(
 ) -> None:
     monkeypatch.setattr(measuring, "SECONDS", 0.5)
     (tmp_path / "in").mkdir()
-    pictures.write_parquet(tmp_path / "in" / "rows.parquet", 12, sizes=((48, 64), (20, 32)))
+    pictures.write_parquet(tmp_path / "in" / "rows.parquet", 24, sizes=((48, 64), (20, 32)))
     (tmp_path / "in" / "bad.png").write_bytes(encode_image(np.zeros((20, 30, 3), np.uint8), "PNG")[:60])
     report = benchmark(_config(tmp_path, tiny_bundle, **{"predict.actors": 2}))
-    assert (report.job.labelled, report.job.bad) == (13, 1)
+    assert (report.job.labelled, report.job.bad) == (25, 1)
     assert len(report.network) == 2
     assert all(rate > 0 for rate in report.network)
     assert 20 * 32 / 1e6 < report.megapixels < 48 * 64 / 1e6
