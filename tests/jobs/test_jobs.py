@@ -8,12 +8,15 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import yaml
 
@@ -116,7 +119,11 @@ def dashboard(tmp_path: Path) -> Iterator[str]:
     ]
     command += ["--include-dashboard=true", "--dashboard-host=127.0.0.1", f"--dashboard-port={port}"]
     command += [f"--dashboard-agent-listen-port={_free_port()}", f"--ray-client-server-port={_free_port()}"]
-    with (tmp_path / "head.log").open("w") as log, subprocess.Popen(command, stdout=log, stderr=log) as head:
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as own,  # its sockets want short names
+        (tmp_path / "head.log").open("w") as log,
+        subprocess.Popen(command, stdout=log, stderr=log, env=os.environ | {"RAY_TMPDIR": own}) as head,
+    ):
         try:
             deadline = time.monotonic() + 120
             while True:
@@ -129,7 +136,10 @@ def dashboard(tmp_path: Path) -> Iterator[str]:
                     time.sleep(0.5)
             yield f"http://127.0.0.1:{port}"
         finally:
-            head.terminate()
+            with suppress(psutil.NoSuchProcess):  # a polite end takes Ray half a minute
+                for process in psutil.Process(head.pid).children(recursive=True):
+                    process.kill()
+            head.kill()
             head.wait(60)
 
 
