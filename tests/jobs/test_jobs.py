@@ -136,8 +136,9 @@ def dashboard(tmp_path: Path) -> Iterator[str]:
                     time.sleep(0.5)
             yield f"http://127.0.0.1:{port}"
         finally:
-            with suppress(psutil.NoSuchProcess):  # a polite end takes Ray half a minute
-                for process in psutil.Process(head.pid).children(recursive=True):
+            family = psutil.Process(head.pid).children(recursive=True) if head.poll() is None else []
+            for process in family:  # a polite end takes Ray half a minute
+                with suppress(psutil.NoSuchProcess):
                     process.kill()
             head.kill()
             head.wait(60)
