@@ -38,7 +38,6 @@ def ours(bundle: str, images: str, out: str) -> int:
 
 def theirs(bundle: str, images: str, out: str) -> int:
     """The same stages, and Ray's writer."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
     import ray
 
@@ -61,7 +60,8 @@ def theirs(bundle: str, images: str, out: str) -> int:
     options.enable_progress_bars = False
     options.execution_options.preserve_order = False
     whole: dict[str, Any] = {"batch_size": None, "batch_format": "pyarrow", "zero_copy_batch": True}
-    blocks = ray.data.from_arrow([pa.Table.from_pylist([asdict(chunk)]) for chunk in pending_chunks(log)])
+    chunks = [asdict(chunk) for chunk in pending_chunks(log)]
+    blocks = ray.data.from_items(chunks, override_num_blocks=len(chunks))
     decoded = blocks.map_batches(lambda table: decode(read(table)), num_cpus=0.5, **whole)
     actors = ray.data.ActorPoolStrategy(size=1, max_tasks_in_flight_per_actor=2)
     predicted = decoded.map_batches(
