@@ -283,15 +283,16 @@ def evaluate(
     return EXIT_COMPLETE
 
 
-@app.command(epilog="Example:  fcn-ray audit masks/")
+@app.command(epilog="Examples:  fcn-ray audit masks/   |   fcn-ray audit masks/ --source")
 def audit(
     output: Annotated[str, typer.Argument(help="Output folder of `fcn-ray segment`, or one run=... in it.")],
+    source: Annotated[bool, typer.Option("--source", help="Measure every image of the input too: it is read.")] = False,
 ) -> int:
     """Prove that every image of the plan has exactly one whole, unchanged result row."""
     from fcn_ray.reports.console import print_lines
     from fcn_ray.tables.audit import audit as run
 
-    report = run(output)
+    report = run(output, source)
     print_lines(report.lines())
     if report.n_findings:
         return AuditError.exit_code

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.tables.making import finished_run, png
+
 COMMANDS = ["demo", "import", "check", "train", "segment", "benchmark", "evaluate", "audit", "export", "config show"]
 COMMANDS += ["config network"]
 
@@ -148,3 +150,14 @@ def test_an_input_that_cannot_be_read_is_named_and_ends_with_its_code(tiny_bundl
     )
     assert result.returncode == 3, result.stderr
     assert "not read: night.parquet: not a readable Parquet file of 0 bytes" in result.stdout
+
+
+@pytest.mark.parametrize(("size", "code", "line"), [((4, 3), 0, "ok: every"), ((3, 4), 10, "BROKEN source: ")])
+def test_an_audit_measures_the_input_if_asked(tmp_path: Path, size: tuple[int, int], code: int, line: str) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(png(size=size))
+    finished_run(tmp_path)
+    found = _run("audit", f"{tmp_path}/out", "--source")
+    assert (found.returncode, _run("audit", f"{tmp_path}/out").returncode) == (code, 0), found.stdout
+    assert "1 images measured in the input" in found.stdout
+    assert line in found.stdout

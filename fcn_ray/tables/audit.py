@@ -2,7 +2,8 @@
 
 Checked: the run folder's fingerprint; each plan and each chunk's id, computed again; no input version in two chunks;
 one whole mask file for each chunk and none outside the plan; every row's key, origin, status and mask; sizes and
-digests as in the manifests; `_SUCCESS`. Reading verifies the checksum of every page.
+digests as in the manifests; `_SUCCESS`. Reading verifies the checksum of every page. If asked for, the size of every
+image, as it is in the input, too.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from fcn_ray.tables.audit_ids import NamedIds
 from fcn_ray.tables.audit_manifests import Planned, check_manifests, check_success
 from fcn_ray.tables.audit_plans import PlanRow, check_coverage, check_plan, find_kinds, plan_file, read_chunks
 from fcn_ray.tables.audit_rows import Expected, Seen, check_mask_file
+from fcn_ray.tables.audit_source import Sources
 
 MAX_FINDINGS = 100
 """Most findings that are kept; all are counted."""
@@ -52,7 +54,8 @@ class AuditReport:
     `findings` are broken promises (the first 100 of `n_findings`); `unfinished` says which runs are not at their end,
     which is no fault; `retried` counts rows that are there once more because they failed, `returned` those whose image
     came back, `shared_ids` values of a named id column that several images have; `leftovers` counts temporary files of
-    killed writers, which are harmless.
+    killed writers, which are harmless. Against the source, `compared` counts the ok rows whose image was measured,
+    `others` those whose image has changed since, is gone or cannot be told; None when that was not asked for.
     """
 
     output: str
@@ -67,6 +70,8 @@ class AuditReport:
     returned: int = 0
     shared_ids: int = 0
     leftovers: int = 0
+    compared: int | None = None
+    others: int | None = None
 
     @property
     def incomplete(self) -> bool:
@@ -98,22 +103,26 @@ class AuditReport:
             yield f"{self.returned} of these rows are of images that came back as they were before a change"
         if self.shared_ids:
             yield f"{self.shared_ids} values of the id column belong to several images; path and row tell those apart"
+        if self.compared is not None:
+            yield f"{self.compared} images measured in the input; {self.others} changed, are gone, or cannot be told"
         if self.leftovers:
             yield f"{self.leftovers} temporary files of killed writers (.tmp-*): harmless, may be deleted"
         if self.ok:
             yield "ok: every image of the plan has exactly one whole, unchanged result row"
 
 
-def audit(output: str) -> AuditReport:
+def audit(output: str, source: bool = False) -> AuditReport:
     """Check every run in a folder that `fcn-ray segment` wrote, or the run folder `output`.
 
-    Memory: one mask file, and 150 bytes for each chunk; where ids come from a named column, 16 bytes for each row, and
-    a few times that at the end.
+    With `source`, also that each mask is as large as its image, upright, which reads the whole input: images that are
+    no longer what was labelled are counted. Memory: one mask file (and, with `source`, the encoded images of a chunk),
+    and 150 bytes for each chunk; where ids come from a named column, 16 bytes for each row, and a few times that at the
+    end.
 
     Raises ConfigError when there is no run, StorageError when storage cannot be read; whatever is wrong with what is
     stored is a finding.
     """
-    report = AuditReport(output)
+    report = AuditReport(output, compared=0 if source else None, others=0 if source else None)
     own = output.rstrip("/").rpartition("/")[2]
     names = [name for name in storage.list_folders(output) if name.startswith("run=")]
     runs = [output] if own.startswith("run=") and not names else [storage.join(output, name) for name in names]
@@ -141,6 +150,7 @@ class _RunAudit:
         self.manifests: list[int] = []
         self.published: dict[str, dict[str, Any]] = {}
         self.named: NamedIds | None = None
+        self.sources: Sources | None = None
 
     def check(self) -> None:
         fail_at("audit.begun")
@@ -163,6 +173,9 @@ class _RunAudit:
         self._check_end(pending, newest)
         if self.named is not None:
             self.report.shared_ids += self.named.count_shared()
+        if self.sources is not None:
+            self.report.compared = (self.report.compared or 0) + self.sources.compared
+            self.report.others = (self.report.others or 0) + self.sources.others
 
     def _note(self, kind: str, name: str, message: str) -> None:
         self.report.note(kind, storage.join(self.uri, name), message)
@@ -176,6 +189,8 @@ class _RunAudit:
             model = found["identity"].get("model")
             columns = found["identity"].get("columns", {})
             self.named = NamedIds() if columns.get("id") else None
+            if self.report.compared is not None:
+                self.sources = Sources(found["input"], columns.get("image"), found["identity"].get("allow_paths", ()))
         except OutOfReachError:
             raise
         except (StorageError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -249,8 +264,11 @@ class _RunAudit:
         data = storage.read_bytes(storage.join(self.uri, name))
         keys = [(row.path, index) for row in rows for index in range(row.first_row, row.first_row + row.n_rows)]
         expected = Expected(self.run_id, chunk_id, number, keys, self.classes, self.ignore_id, self.model_digest)
-        seen = Seen(named=self.named)
-        for kind, message in check_mask_file(data, expected, seen):
+        seen = Seen(named=self.named, labelled=[] if self.sources else None)
+        problems = list(check_mask_file(data, expected, seen))
+        if self.sources and seen.labelled is not None and len(seen.labelled) == len(keys):
+            problems += self.sources.check(rows, seen.labelled)
+        for kind, message in problems:
             self._note(kind, name, message)
         self.report.statuses.update(seen.statuses)
         self.report.retried += seen.statuses.total() if number in self.retries else 0

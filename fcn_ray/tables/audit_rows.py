@@ -8,7 +8,7 @@ import struct
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -64,6 +64,14 @@ class Expected:
     model_digest: str | None
 
 
+class Labelled(NamedTuple):
+    """What an ok row says of its image: height, width, and, if it was in a file that a table names, its version."""
+
+    height: int
+    width: int
+    version: str | None
+
+
 @dataclass(slots=True)
 class Seen:
     """What a mask file was seen to hold."""
@@ -72,6 +80,8 @@ class Seen:
     model_digest: str | None = None
     named: NamedIds | None = None
     """Where users name the ids, those of all files."""
+    labelled: list[Labelled | None] | None = None
+    """What each row says of its image, None for a bad one, where that is compared with the source."""
 
 
 def check_mask_file(data: bytes, expected: Expected, seen: Seen) -> Iterator[Problem]:
@@ -130,6 +140,15 @@ def _check_group(table: pa.Table, first: int, expected: Expected, seen: Seen) ->
         seen.model_digest = seen.model_digest or row[schema.MODEL_DIGEST]
         problems = [*_check_row(row, index, expected, seen.model_digest), *_check_result(row, expected)]
         yield from ((kind, f"row {index}: {message}") for kind, message in problems)
+    if seen.labelled is not None:
+        seen.labelled += _labelled(table)
+
+
+def _labelled(table: pa.Table) -> Iterator[Labelled | None]:
+    names = (schema.STATUS, schema.HEIGHT, schema.WIDTH, schema.IMAGE_VERSION)
+    cells = [table[name].to_pylist() if name in table.column_names else [None] * len(table) for name in names]
+    for status, height, width, version in zip(*cells, strict=True):
+        yield Labelled(height, width, version) if status == schema.OK else None
 
 
 def _check_row(row: dict[str, Any], index: int, expected: Expected, model_digest: str | None) -> Iterator[Problem]:

@@ -26,6 +26,7 @@ from fcn_ray.images.formats import sniff
 from fcn_ray.images.headers import read_header
 from fcn_ray.tables import schema
 from fcn_ray.tables.audit import audit
+from fcn_ray.tables.audit_source import measure
 from fcn_ray.tables.sources import IMAGE_SUFFIXES
 from tests.images.case import MAX_PIXELS, Case
 from tests.images.catalogue import ROWS, cases, inputs
@@ -70,6 +71,12 @@ def _fault(case: Case) -> str | None:
         return None
     difference = int(np.abs(decoded.pixels.astype(int) - case.pixels).max())
     return None if difference <= case.tolerance else f"pixels differ by {difference} of 255"
+
+
+@quiet
+def test_the_audit_measures_what_the_decoder_gives() -> None:
+    good = [case for case in cases() if case.status == schema.OK and case.data is not None]
+    assert {str(case): measured for case in good if (measured := measure(case.data)) != case.shape} == {}
 
 
 def test_the_size_of_every_picture_is_in_its_header() -> None:

@@ -76,7 +76,8 @@ def test_one_image_in_one_row_out_then_again_then_more(mixed: Path, tmp_path: Pa
     assert (report.images, report.labelled, report.skipped, report.bad) == (15, 15, 0, 4)
     assert report.statuses == {"empty": 1, "not_image": 1, "ok": 11, "too_big": 1, "truncated": 1}
     assert report.skipped_files == {".txt": 1}
-    assert audit(str(output)).ok
+    found = audit(str(output), source=True)
+    assert (found.ok, found.compared, found.others) == (True, 11, 0)
 
     rows = _rows(output)
     assert len({row[schema.IMAGE_ID] for row in rows}) == 15

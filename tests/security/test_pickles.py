@@ -15,9 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fcn_ray import cluster
+from fcn_ray import cluster, storage
 from fcn_ray.config import CheckConfig, ChunkConfig
 from fcn_ray.errors import ConfigError, SchemaError
+from fcn_ray.tables.audit_plans import PlanRow
+from fcn_ray.tables.audit_rows import Labelled
+from fcn_ray.tables.audit_source import Sources
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.lookup import MaskIndex, stored_label_set, stream_labels
 from fcn_ray.tables.pickles import check_environment, check_footer, open_parquet
@@ -188,10 +191,24 @@ def test_pickled_shapes_of_tensors_are_not_loaded(tmp_path: Path, monkeypatch: p
     assert not (tmp_path / "canary").exists()
 
 
+def _audit(path: Path) -> list[tuple[str, str]]:
+    """What the audit says of a table that was labelled in this version."""
+    piece = PlanRow(path.name, storage.stat(str(path)).version, 0, 1, "parquet", "", 1)
+    return list(Sources(str(path), None, ()).check([piece], [Labelled(3, 4, None)]))
+
+
+def test_the_audit_does_not_open_the_table(harmful: Path) -> None:
+    ((kind, message),) = _audit(harmful / "bad.parquet")
+    assert kind == "source"
+    assert "pickled Python objects" in message
+    assert _audit(harmful / "good.parquet") == []
+
+
 READERS: dict[str, Callable[[str], object]] = {
     "plan": lambda path: extend_plan(f"{path}-run", path, ChunkConfig(), Columns()),
     "train": lambda path: ingest.open_collection(path, ingest.Columns("image", "mask")),
     "evaluate": lambda path: list(stream_labels(path, "mask")),
+    "audit": lambda path: _audit(Path(path, "bad.parquet")),
 }
 
 

@@ -10,18 +10,20 @@ from typing import Any
 import pytest
 
 from fcn_ray import storage
+from fcn_ray.config import ChunkConfig
 from fcn_ray.errors import ConfigError, UnavailableError
 from fcn_ray.storage import answers
 from fcn_ray.tables.audit import audit
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.commit import read_receipt
 from fcn_ray.tables.inputs import understand_input
-from fcn_ray.tables.plan import pending_chunks, read_chunk
+from fcn_ray.tables.plan import extend_plan, pending_chunks, read_chunk
 from fcn_ray.tables.reading import read_rows
+from fcn_ray.tables.runs import open_run
 from tests import s3 as faults
 from tests.s3 import Fault, Shim, answer
 from tests.tables.archives import tar
-from tests.tables.making import commit_pending, finished_run, png, start_run, write_table
+from tests.tables.making import IDENTITY, LABELS, commit_pending, finished_run, png, start_run, write_table
 
 ROOT = "s3://bucket/job"
 
@@ -43,7 +45,7 @@ def _fill(store: Shim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shim:
     monkeypatch.setattr(answers, "LONGEST_PAUSE", 0.01)
     for index in range(7):
         storage.put_if_absent(f"{store.root}/job/in/{index % 3}/{index} #?.png", png(index))
-    table = write_table(tmp_path / "t.parquet", 10)
+    table = write_table(tmp_path / "t.parquet", 10, image=[png(row) for row in range(10)])
     storage.put_if_absent(f"{store.root}/job/in/t.parquet", table.read_bytes())
     return store
 
@@ -51,8 +53,9 @@ def _fill(store: Shim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shim:
 def test_a_run_in_a_store_is_a_run(anywhere: Shim) -> None:
     root = f"{anywhere.root}/job"
     run = finished_run(root)
-    report = audit(f"{root}/out")
+    report = audit(f"{root}/out", source=True)
     assert (report.findings, report.unfinished, report.statuses) == ([], [], {"ok": 17})
+    assert (report.compared, report.others) == (17, 0)
     before = {entry.path: entry.version for entry in storage.list_files(root)}
     anywhere.fail("none")
     assert finished_run(root) == run
@@ -146,12 +149,12 @@ def test_a_path_in_a_table_does_not_hide_that_the_credentials_have_ended(collect
 
 
 def _refuse(name: str, number: int) -> Fault:
-    """The whole read of `name` with this number is refused, which must not be tried again."""
+    """The whole read of `name` with this number is refused, or any read of a table, which must not be tried again."""
     reads = itertools.count()
 
     def fault(app: Any, environ: dict[str, Any], start_response: Any) -> Any:
-        whole = environ["PATH_INFO"].endswith(name) and "HTTP_RANGE" not in environ
-        refused = whole and next(reads) == number
+        whole = "HTTP_RANGE" not in environ or name == "t.parquet"
+        refused = environ["PATH_INFO"].endswith(name) and whole and next(reads) == number
         return (partial(answer("503 Slow Down", "SlowDown"), app) if refused else app)(environ, start_response)
 
     return fault
@@ -160,7 +163,10 @@ def _refuse(name: str, number: int) -> Fault:
 @pytest.mark.s3
 @pytest.mark.parametrize(
     ("name", "number"),
-    [("run.json", 0), ("run.json", 1), ("_SUCCESS", 0), ("manifests/000001.json", 1), ("plans/000001.parquet", 0)],
+    [
+        *(("run.json", 0), ("run.json", 1), ("_SUCCESS", 0), ("manifests/000001.json", 1), ("plans/000001.parquet", 0)),
+        *(("2/5 #?.png", 0), ("t.parquet", 0), ("t.parquet", 1)),
+    ],
 )
 def test_a_store_that_is_out_of_reach_is_no_finding(
     collection: Shim, monkeypatch: pytest.MonkeyPatch, name: str, number: int
@@ -169,7 +175,16 @@ def test_a_store_that_is_out_of_reach_is_no_finding(
     monkeypatch.setenv("FCN_RAY_PATIENCE_SECONDS", "0")
     collection.fail("GET", always=_refuse(name, number))
     with pytest.raises(UnavailableError):
-        audit(f"{ROOT}/out")
+        audit(f"{ROOT}/out", source=True)
+
+
+@pytest.mark.s3
+def test_keys_with_empty_parts_are_found_again_by_the_audit(s3: Shim) -> None:
+    storage.put_if_absent(f"{ROOT}/in//a/x.png", png())
+    run = open_run(f"{ROOT}/out", f"{ROOT}/in//*/x.png", IDENTITY, LABELS)
+    list(commit_pending(run, extend_plan(run.uri, run.input, ChunkConfig(), Columns())))
+    report = audit(f"{ROOT}/out", source=True)
+    assert (report.findings, report.compared, report.others) == ([], 1, 0)
 
 
 @pytest.mark.s3
