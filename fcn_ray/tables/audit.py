@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fcn_ray import storage
-from fcn_ray.errors import ConfigError, OutOfReachError, StorageError, printable
+from fcn_ray.errors import ConfigError, FcnRayError, OutOfReachError, StorageError, printable
 from fcn_ray.failpoints import fail_at
 from fcn_ray.tables.audit_ids import NamedIds
 from fcn_ray.tables.audit_manifests import Planned, check_manifests, check_success
@@ -189,8 +189,6 @@ class _RunAudit:
             model = found["identity"].get("model")
             columns = found["identity"].get("columns", {})
             self.named = NamedIds() if columns.get("id") else None
-            if self.report.compared is not None:
-                self.sources = Sources(found["input"], columns.get("image"), found["identity"].get("allow_paths", ()))
         except OutOfReachError:
             raise
         except (StorageError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -201,6 +199,16 @@ class _RunAudit:
             self._note("run", "run.json", f"says run {found.get('run')!r}, its identity gives {computed!r}")
         elif isinstance(model, str):
             self.model_digest = model
+        if self.report.compared is not None:
+            self._open_sources(found)
+
+    def _open_sources(self, run: dict[str, Any]) -> None:
+        try:
+            self.sources = Sources(run)
+        except OutOfReachError:
+            raise
+        except (FcnRayError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            self._note("run", "run.json", f"its input cannot be understood: {error!r}")
 
     def _list(self) -> npt.NDArray[np.bytes_]:
         """Sort the names in the folder; ids of the mask files."""
@@ -266,7 +274,7 @@ class _RunAudit:
         expected = Expected(self.run_id, chunk_id, number, keys, self.classes, self.ignore_id, self.model_digest)
         seen = Seen(named=self.named, labelled=[] if self.sources else None)
         problems = list(check_mask_file(data, expected, seen))
-        if self.sources and seen.labelled is not None and len(seen.labelled) == len(keys):
+        if self.sources and seen.labelled is not None:
             problems += self.sources.check(rows, seen.labelled)
         for kind, message in problems:
             self._note(kind, name, message)

@@ -43,10 +43,17 @@ _TAR_BUFFER = 64 << 10, 8 << 20
 """Fewest and most bytes that are read of a tar at a time: a chunk's images lie side by side in it."""
 
 
-def read_rows(where: Input, pieces: Sequence[Piece], columns: Columns, allowed: tuple[str, ...] = ()) -> pa.Table:
+def read_rows(
+    where: Input,
+    pieces: Sequence[Piece],
+    columns: Columns,
+    allowed: tuple[str, ...] = (),
+    all_versions: bool = False,
+) -> pa.Table:
     """The rows of a chunk's pieces, in order: exactly as many as the pieces say, whatever is bad.
 
-    Paths and links lead below the input, or below an `allowed` prefix, or their rows are `unreadable`.
+    Paths and links lead below the input, or below an `allowed` prefix, or their rows are `unreadable`. With
+    `all_versions` there is `image_version` for the paths of image structs too, which results do not have.
     """
     check_environment()
     locate, places = locate_sources(where), Places.around(where, allowed)
@@ -56,7 +63,7 @@ def read_rows(where: Input, pieces: Sequence[Piece], columns: Columns, allowed: 
             return read_image_file(locate(piece.path), piece, places)
         if piece.kind == "tar":
             return read_tar_rows(locate(piece.path), piece, columns, places)
-        return read_parquet_rows(locate(piece.path), piece, columns, places)
+        return read_parquet_rows(locate(piece.path), piece, columns, places, all_versions)
 
     only_images = all(piece.kind == "image" for piece in pieces)
     tables = cells.map_at_once(read, pieces) if only_images else [read(piece) for piece in pieces]
@@ -88,14 +95,14 @@ def read_image_file(uri: str, piece: Piece, places: Places) -> pa.Table:
     return _table([piece.path], piece.path, [0], image, [problem])
 
 
-def read_parquet_rows(uri: str, piece: Piece, columns: Columns, places: Places) -> pa.Table:
+def read_parquet_rows(uri: str, piece: Piece, columns: Columns, places: Places, all_versions: bool = False) -> pa.Table:
     """Rows `first_row` to `first_row + n_rows` of a table, from the row groups that hold them.
 
     A row group that cannot be read gives `unreadable` rows; the other rows are as they should be.
     """
     try:
         places.check_file(uri)
-        table = _TablePart.find(uri, piece, columns, places).read()
+        table = _TablePart.find(uri, piece, columns, places, all_versions).read()
     except OutOfReachError:
         raise
     except (FcnRayError, pa.ArrowException, OSError, ValueError) as error:
@@ -161,7 +168,7 @@ class _TablePart:
     places: Places
 
     @classmethod
-    def find(cls, uri: str, piece: Piece, columns: Columns, places: Places) -> _TablePart:
+    def find(cls, uri: str, piece: Piece, columns: Columns, places: Places, all_versions: bool) -> _TablePart:
         with storage.open_file(uri) as file:
             metadata = read_footer(file)
         arrow = read_table_schema(metadata)  # refuses what is not safe, before a row is read
@@ -169,6 +176,7 @@ class _TablePart:
         image, carried = find_image_column(arrow, columns.image), carried_columns(arrow, columns)
         is_free = schema.IMAGE_VERSION not in {field.name for field in carried.values()}
         has_versions = columns.carry != "none" and is_free and is_text(plain_type(arrow.field(image).type))
+        has_versions = has_versions or all_versions
         return cls(uri, piece, metadata, image, columns.id, carried, has_versions, places.beside(folder_of(uri)))
 
     def read(self) -> pa.Table:

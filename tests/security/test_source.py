@@ -60,10 +60,6 @@ ALLOWED = {
     ("fcn_ray/inference/isolation.py", "subprocess"): "isolated.py in a child, arguments in a list, no shell",
     ("fcn_ray/storage/gcs.py", "requests.exceptions"): "what Google's client raises; it makes the requests",
     ("fcn_ray/tables/arrow_files.py", "pyarrow.fs"): "a file system of read_masks whose files storage opens",
-    (
-        "fcn_ray/tables/audit_source.py",
-        "tarfile",
-    ): "members of tars that were walked before are read; none is extracted",
     ("fcn_ray/inference/export_check.py", "keras.models.load_model"): "the file that this very export has written",
     (
         "fcn_ray/inference/export_check.py",

@@ -1,7 +1,10 @@
 """Masks against the images that they were made of: whatever kind of input holds them, and whatever became of it."""
 
 import io
+import json
 import os
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,25 +12,28 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, PngImagePlugin
 
 from fcn_ray import storage
 from fcn_ray.config import ChunkConfig
-from fcn_ray.tables import audit_source, sources
+from fcn_ray.errors import UnavailableError
+from fcn_ray.images.codec import decode_image
+from fcn_ray.tables import audit_source
 from fcn_ray.tables.audit import AuditReport, audit
 from fcn_ray.tables.audit_plans import PlanRow
 from fcn_ray.tables.audit_rows import Labelled
-from fcn_ray.tables.audit_source import Sources
+from fcn_ray.tables.audit_source import Sources, measure
 from fcn_ray.tables.columns import Columns
 from fcn_ray.tables.commit import commit_chunk
 from fcn_ray.tables.manifest import finish
 from fcn_ray.tables.plan import extend_plan, pending_chunks
 from fcn_ray.tables.runs import open_run
-from tests.tables.archives import header, padded, tar
+from tests.tables.archives import tar
 from tests.tables.making import HEIGHT, IDENTITY, LABELS, WIDTH, png, result_rows, write_images, write_table
 
 PICTURE = png(1)
 WRONG = png(1, size=(WIDTH + 1, HEIGHT))
+RIGHT_SIZE = Labelled(HEIGHT, WIDTH, None)
 
 
 def _run(where: str, columns: Columns | None = None, rows: int = 3, **changes: Any) -> Callable[..., AuditReport]:
@@ -97,9 +103,57 @@ def test_images_without_a_mask_are_not_read(tmp_path: Path, monkeypatch: pytest.
     write_table(tmp_path / "in" / "t.parquet", 2, image=[PICTURE] * 2)
     bad = {"mask": None, "height": None, "width": None, "class_pixels": None, "status": "timeout", "error": "slow"}
     again = _run(f"{tmp_path}/in", **bad)
-    monkeypatch.setattr(storage, "fetch", lambda *_: pytest.fail("the image is read"))
-    monkeypatch.setattr(audit_source, "_open_stream", lambda *_: pytest.fail("the table is read"))
+    monkeypatch.setattr(audit_source, "read_rows", lambda *_, **__: pytest.fail("they are read"))
     assert _seen(again()) == (0, 0, 0)
+
+
+XMP = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF><rdf:Description tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+
+
+def _late_png() -> bytes:
+    """EXIF that does not say which way is up, and, behind the pixels, XMP that does."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Make] = "Maker"
+    text = _png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + XMP)
+    return PICTURE[:33] + _png_chunk(b"eXIf", exif.tobytes()[6:]) + PICTURE[33:-12] + text + PICTURE[-12:]
+
+
+def _png_chunk(kind: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def _with_xmp(kind: str, **options: Any) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (WIDTH, HEIGHT)).save(file, kind, **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        _late_png(),
+        _with_xmp("TIFF", tiffinfo={700: XMP}),
+        _with_xmp("TIFF", tiffinfo={700: XMP}, compression="tiff_lzw"),
+        _with_xmp("JPEG", xmp=XMP),
+        _with_xmp("WEBP", xmp=XMP),
+    ],
+    ids=["png", "tiff", "tiff_lzw", "jpeg", "webp"],
+)
+def test_orientation_that_xmp_tells(data: bytes) -> None:
+    assert measure(data) == decode_image(data, 1000).pixels.shape[:2] == (WIDTH, HEIGHT)
+
+
+def test_what_is_no_image_has_no_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert measure(b"<html>") == "it is no image"
+    assert measure(_encode("PCX", (WIDTH, HEIGHT), 1)) == "it is no image"
+    assert str(measure(PICTURE[:45])).startswith("OSError: ")
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", _no_memory)
+    with pytest.raises(MemoryError):
+        measure(PICTURE)
+
+
+def _no_memory(_: Any) -> None:
+    raise MemoryError
 
 
 # ----------------------------------------------------------------------------------------------------------- inputs
@@ -130,9 +184,25 @@ def test_tables_of_every_kind(tmp_path: Path, kind: str, group: int) -> None:
     assert "its image 't.parquet' row 5 is (3, 5)" in report.findings[0].message
 
 
-def test_a_null_image_has_no_size(tmp_path: Path) -> None:
+def test_a_mask_of_a_cell_without_an_image_is_found(tmp_path: Path) -> None:
     write_table(tmp_path / "in" / "t.parquet", 2, image=[PICTURE, None])
-    assert _seen(_run(f"{tmp_path}/in")()) == (0, 1, 1)
+    report = _run(f"{tmp_path}/in")()
+    assert _seen(report) == (1, 2, 0)
+    assert "'t.parquet' row 1 cannot be opened: there is none" in report.findings[0].message
+
+
+def test_a_damaged_row_group_is_no_fault_of_the_others(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "in" / "t.parquet", 6, group=2, image=[PICTURE] * 5 + [WRONG])
+    again = _run(f"{tmp_path}/in")
+    group = pq.read_metadata(path).row_group(1).column(0)
+    start = group.dictionary_page_offset or group.data_page_offset
+    _keep_time(path, lambda path: _overwrite(path, start, group.total_compressed_size))
+    assert _seen(again()) == (1, 4, 2)
+
+
+def _overwrite(path: Path, start: int, count: int) -> None:
+    data = path.read_bytes()
+    path.write_bytes(data[:start] + bytes(count) + data[start + count :])
 
 
 def test_masks_are_no_images_unless_they_are_named(tmp_path: Path) -> None:
@@ -144,15 +214,6 @@ def test_masks_are_no_images_unless_they_are_named(tmp_path: Path) -> None:
 def test_the_column_is_that_of_the_job(tmp_path: Path, column: str | None, findings: int) -> None:
     write_table(tmp_path / "in" / "t.parquet", 2, image=[PICTURE] * 2, other=[WRONG] * 2, mask=[WRONG] * 2)
     assert _seen(_run(f"{tmp_path}/in", Columns(image=column))()) == (findings, 2, 0)
-
-
-def test_a_retry_goes_back_in_its_table(tmp_path: Path) -> None:
-    path = str(write_table(tmp_path / "t.parquet", 40, group=40, image=[PICTURE] * 39 + [WRONG]))
-    opened = Sources(path, None, ())
-    for first in (30, 3, 4):
-        piece = PlanRow("t.parquet", storage.stat(path).version, first, 10, "parquet", "", 1)
-        assert len(list(opened.check([piece], [Labelled(HEIGHT, WIDTH, None)] * 10))) == (first == 30)
-    assert (opened.compared, opened.others) == (30, 0)
 
 
 def test_tables_of_paths(tmp_path: Path) -> None:
@@ -170,14 +231,31 @@ def test_tables_of_paths(tmp_path: Path) -> None:
     assert _seen(again()) == (0, 1, 3)
 
 
+def _opened(path: str, **identity: Any) -> Sources:
+    return Sources({"input": path, "identity": identity})
+
+
 @pytest.mark.parametrize(("allowed", "compared"), [((), 0), (("elsewhere",), 1)])
 def test_paths_lead_where_the_job_let_them(tmp_path: Path, allowed: tuple[str, ...], compared: int) -> None:
     image = write_images(tmp_path / "elsewhere", "a.png") / "a.png"
     path = str(write_table(tmp_path / "in" / "t.parquet", 1, image=[str(image)]))
-    opened = Sources(path, None, [f"{tmp_path}/{name}" for name in allowed])
+    opened = _opened(path, allow_paths=[f"{tmp_path}/{name}" for name in allowed])
     piece = PlanRow("t.parquet", storage.stat(path).version, 0, 1, "parquet", "", 1)
-    assert list(opened.check([piece], [Labelled(HEIGHT, WIDTH, storage.stat(str(image)).version)])) == []
+    assert list(opened.check([piece], [RIGHT_SIZE._replace(version=storage.stat(str(image)).version)])) == []
     assert (opened.compared, opened.others) == (compared, 1 - compared)
+
+
+def test_structs_of_paths_cannot_be_told(tmp_path: Path) -> None:
+    """They have no version in the result; those with bytes are in their table's."""
+    write_images(tmp_path / "in", "a.png")
+    cells = [{"bytes": None, "path": "a.png"}, {"bytes": PICTURE, "path": "a.png"}]
+    path = write_table(tmp_path / "in" / "t.parquet", 2, image=cells)
+    assert _seen(_run(str(path))()) == (0, 1, 1)
+
+
+def test_a_column_that_is_called_image_version(tmp_path: Path) -> None:
+    write_table(tmp_path / "in" / "t.parquet", 2, image=[PICTURE, WRONG], image_version=["1", "2"])
+    assert _seen(_run(f"{tmp_path}/in")()) == (1, 2, 0)
 
 
 def test_paths_without_versions_cannot_be_told(tmp_path: Path) -> None:
@@ -199,17 +277,6 @@ def test_tars(tmp_path: Path, kind: str) -> None:
     report = _run(f"{tmp_path}/in")()
     assert _seen(report) == (1, 7, 0)
     assert "its image 't.tar' row 5 is (3, 5)" in report.findings[0].message
-
-
-def test_sparse_members_of_a_tar_are_no_rows(tmp_path: Path) -> None:
-    first, sparse = header("a.png", len(PICTURE)) + padded(PICTURE), header("b.png", len(WRONG), b"S") + padded(WRONG)
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in/t.tar").write_bytes(first + sparse + tar([("c.png", PICTURE)]))
-    assert _seen(_run(f"{tmp_path}/in")()) == (0, 2, 0)
-
-
-def test_a_tar_has_the_same_images_for_both() -> None:
-    assert set(audit_source._SUFFIXES) == set(sources.IMAGE_SUFFIXES)
 
 
 def test_patterns_lists_and_single_files(tmp_path: Path) -> None:
@@ -242,7 +309,7 @@ def _keep_time(path: Path, change: Callable[[Path], Any]) -> None:
     os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
 
 
-def test_what_changed_or_is_gone_is_counted_and_not_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_changed_or_is_gone_is_counted_and_not_judged(tmp_path: Path) -> None:
     root = write_images(tmp_path / "in", *(f"{name}.png" for name in "abcd"))
     write_table(root / "t.parquet", 5, image=[PICTURE] * 5)
     write_table(root / "u.parquet", 5, image=[PICTURE] * 5)
@@ -254,22 +321,8 @@ def test_what_changed_or_is_gone_is_counted_and_not_judged(tmp_path: Path, monke
     write_table(root / "t.parquet", 3, image=[WRONG] * 3)
     (root / "u.parquet").unlink()
     (root / "v.tar").write_bytes(b"no tar")
-    monkeypatch.setattr(audit_source, "_open_stream", lambda *_: pytest.fail("it is read"))
     report = again()
     assert (report.ok, *_seen(report)) == (True, 0, 2, 14)
-
-
-def test_a_table_that_changes_while_it_is_read_is_not_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_table(tmp_path / "in" / "t.parquet", 2, image=[WRONG] * 2)
-    again, open_stream = _run(f"{tmp_path}/in"), audit_source._open_stream
-    assert _seen(again()) == (2, 2, 0)
-
-    def change(*arguments: Any) -> Any:
-        path.touch()
-        return open_stream(*arguments)
-
-    monkeypatch.setattr(audit_source, "_open_stream", change)
-    assert _seen(again()) == (0, 0, 2)
 
 
 def test_links_are_followed_as_far_as_the_job_follows_them(tmp_path: Path) -> None:
@@ -287,10 +340,51 @@ def test_links_are_followed_as_far_as_the_job_follows_them(tmp_path: Path) -> No
 def test_an_image_that_rotted_where_it_lies_is_found(tmp_path: Path) -> None:
     """As large as it was, and no older: to the store it is what was labelled."""
     root = write_images(tmp_path / "in", "a.png")
-    write_table(root / "t.parquet", 2, image=[PICTURE] * 2)
     again = _run(str(root))
-    for path in (root / "a.png", root / "t.parquet"):
-        _keep_time(path, lambda path: path.write_bytes(bytes(path.stat().st_size)))
+    _keep_time(root / "a.png", lambda path: path.write_bytes(bytes(path.stat().st_size)))
     report = again()
-    assert _seen(report) == (3, 3, 0)
-    assert all("cannot be opened" in found.message for found in report.findings)
+    assert _seen(report) == (1, 1, 0)
+    assert "its image 'a.png' row 0 cannot be opened: it is no image" in report.findings[0].message
+
+
+# ------------------------------------------------------------------------------------------------ what cannot be meant
+
+
+@pytest.mark.parametrize("where", ["http://host/in", "s3://", "file://host/in", "x" * 300, 5, None, ["in"]])
+def test_an_input_that_is_none_is_a_finding(tmp_path: Path, where: Any) -> None:
+    write_images(tmp_path / "in", "a.png")
+    again = _run(f"{tmp_path}/in")
+    (path,) = (tmp_path / "out").glob("run=*/run.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"input": where}))
+    report = again()
+    assert [found.kind for found in report.findings] == ["run", "digest"]
+    assert "its input cannot be understood" in report.findings[0].message
+
+
+def test_a_store_that_is_silent_is_no_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(_: str) -> None:
+        raise UnavailableError("no answer")
+
+    write_images(tmp_path / "in", "a.png")
+    again = _run(f"{tmp_path}/in")
+    monkeypatch.setattr(audit_source, "understand_input", silent)
+    with pytest.raises(UnavailableError):
+        again()
+
+
+@pytest.mark.parametrize("wrong", [{"columns": {"image": 5}}, {"allow_paths": ["http://host"]}, {"allow_paths": [5]}])
+def test_settings_that_are_none_are_a_finding(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    write_images(tmp_path / "in", "a.png")
+    again = _run(f"{tmp_path}/in")
+    (path,) = (tmp_path / "out").glob("run=*/run.json")
+    found = json.loads(path.read_text())
+    path.write_text(json.dumps(found | {"identity": found["identity"] | wrong}))
+    assert "its input cannot be understood" in [finding.message[:30] for finding in again().findings]
+
+
+def test_a_plan_that_says_an_image_has_three_rows(tmp_path: Path) -> None:
+    image = write_images(tmp_path, "a.png") / "a.png"
+    opened = _opened(str(tmp_path))
+    piece = PlanRow("a.png", storage.stat(str(image)).version, 0, 3, "image", "", 1)
+    assert list(opened.check([piece], [RIGHT_SIZE] * 3)) == []
+    assert (opened.compared, opened.others) == (0, 3)

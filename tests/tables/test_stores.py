@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
 
 from fcn_ray import storage
@@ -176,6 +177,23 @@ def test_a_store_that_is_out_of_reach_is_no_finding(
     collection.fail("GET", always=_refuse(name, number))
     with pytest.raises(UnavailableError):
         audit(f"{ROOT}/out", source=True)
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("name", ["a.png", "t.parquet"])
+def test_a_bucket_that_is_gone_ends_no_audit(s3: Shim, tmp_path: Path, name: str) -> None:
+    bucket = boto3.resource("s3", region_name="us-east-1").Bucket("other")
+    bucket.create()
+    content = {"a.png": png(), "t.parquet": write_table(tmp_path / "t.parquet", 2, image=[png()] * 2).read_bytes()}
+    storage.put_if_absent(f"s3://other/in/{name}", content[name])
+    run = open_run(f"{ROOT}/out", "s3://other/in", IDENTITY, LABELS)
+    list(commit_pending(run, extend_plan(run.uri, run.input, ChunkConfig(), Columns())))
+    images = audit(f"{ROOT}/out", source=True).compared
+    assert images == (1 if name == "a.png" else 2)
+    bucket.objects.all().delete()
+    bucket.delete()
+    report = audit(f"{ROOT}/out", source=True)
+    assert (report.findings, report.checked, report.compared, report.others) == ([], 1, 0, images)
 
 
 @pytest.mark.s3
