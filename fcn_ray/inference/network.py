@@ -6,7 +6,7 @@ import logging
 import os
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -40,6 +40,8 @@ class Network:
     """Pixels around the core of a tile; None when the network has no tiles."""
     untileable: str = ""
     """Why it has none."""
+    lanes: int = 1
+    """Passes that are made at once."""
 
 
 def try_out(predict: PredictFunction) -> None:
@@ -82,7 +84,10 @@ def compile_network(bundle: Bundle, threads: int, precision: Precision) -> Netwo
         margin, why = halo(model), ""
     except ValueError as error:
         margin, why = None, str(error)
-    return Network(predict, bundle.spec.num_classes, bundle.spec.grid, margin, why)
+    found = Network(predict, bundle.spec.num_classes, bundle.spec.grid, margin, why)
+    if not on_tensorflow or _has_gpu():  # JAX has lanes of its own, and compiles for every size of batch
+        return found
+    return replace(found, lanes=threads or count_cpus())
 
 
 def _check_backend(name: str) -> None:
@@ -96,6 +101,12 @@ def share_cores(sharers: int) -> int:
     """Threads for each of so many processes on this machine; 0, the backend's own number, for one that has it all."""
     cpus = count_cpus()
     return 0 if sharers == 1 and cpus == os.cpu_count() else max(1, cpus // sharers)
+
+
+def _has_gpu() -> bool:
+    import tensorflow as tf
+
+    return bool(tf.config.list_physical_devices("GPU"))
 
 
 def _set_up_tensorflow(threads: int) -> None:
@@ -129,7 +140,7 @@ def _top_tensorflow(logits: Any) -> tuple[Any, Any]:
     CPUs find both at once in half the time, which on GPUs nobody has measured."""
     import tensorflow as tf
 
-    if tf.config.list_physical_devices("GPU"):
+    if _has_gpu():
         return tf.argmax(logits, axis=-1, output_type=tf.int32), tf.reduce_max(logits, axis=-1, keepdims=True)
     largest, classes = tf.math.top_k(logits, k=1)
     return classes[..., 0], largest
@@ -147,7 +158,7 @@ def _compile_tensorflow(function: Callable[..., Any], model: Any) -> PredictFunc
         tf.TensorSpec((None, 4), tf.int32),
     ]
     several: PredictFunction = tf.function(function, input_signature=signature, autograph=False)
-    if tf.config.list_physical_devices("GPU") or not lacks_fast_single():
+    if _has_gpu() or not lacks_fast_single():
         return several
     traced = tf.function(function, input_signature=signature, autograph=False)
     with in_halves(model):

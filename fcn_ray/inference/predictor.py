@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import sys
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +21,7 @@ from fcn_ray.images.codec import decode_image, encode_mask
 from fcn_ray.images.geometry import group_by_size, pad_batch
 from fcn_ray.images.tiling import Tile, paste, plan_tiles, whole_image
 from fcn_ray.inference import task
+from fcn_ray.inference.lanes import Lanes
 from fcn_ray.inference.network import compile_network, share_cores, try_out
 from fcn_ray.inference.stages import replace_columns
 from fcn_ray.tables.attempts import Attempts
@@ -45,6 +47,14 @@ logger = logging.getLogger(__name__)
 
 Part = tuple[np.ndarray, np.ndarray, np.ndarray]
 """Mask of a window, class pixels and confidence of its core."""
+
+
+class Window(NamedTuple):
+    """A part of an image that goes through the network, and which of the images it is of."""
+
+    number: int
+    image: np.ndarray
+    tile: Tile
 
 
 class Prediction:
@@ -109,6 +119,7 @@ class Predictor:
         self._refused: FcnRayError | None = None
         try:
             self._network = compile_network(bundle, config.threads or share_cores(sharers), precision)
+            self._lanes = Lanes(self._network.lanes, config.batch_pixels)
         except FcnRayError as error:  # kept for the first chunk: Ray makes mere text of what a constructor raises
             self._refused = error
 
@@ -172,16 +183,19 @@ class Predictor:
         if self._refused is not None:
             raise self._refused
         found: list[Prediction | Exception] = []
-        work: list[tuple[int, Tile]] = []
+        windows: list[Window] = []
         for index, image in enumerate(images):
             try:
-                work += [(index, tile) for tile in self._plan(*image.shape[:2])]
+                windows += [Window(index, image, tile) for tile in self._plan(*image.shape[:2])]
                 height, width = image.shape[:2]
                 found.append(Prediction(height, width, self._network.num_classes))
             except Exception as error:  # the row border: too large for tiles, or for memory
                 found.append(error)
-        for group in group_by_size([tile.size for _, tile in work], self._config.batch_pixels):
-            self._predict_group(images, [work[place] for place in group], found)
+        groups = group_by_size([window.tile.size for window in windows], self._lanes.pass_pixels)
+        passes = [[windows[place] for place in group] for group in groups]
+        outcomes = self._lanes.map(self._try_pass, passes, [count_pixels(together) for together in passes])
+        for together, outcome in zip(passes, outcomes, strict=True):  # always in the same order: floats are added up
+            self._settle(together, outcome, found)
         return found
 
     def _plan(self, height: int, width: int) -> list[Tile]:
@@ -196,40 +210,45 @@ class Predictor:
             )
         return plan_tiles(height, width, self._network.halo, self._config.tile_pixels)
 
-    def _predict_group(
-        self, images: list[np.ndarray], work: list[tuple[int, Tile]], found: list[Prediction | Exception]
+    def _settle(
+        self, together: list[Window], outcome: list[Part] | Exception, found: list[Prediction | Exception]
     ) -> None:
-        """Predict windows of one size; when they fail together, as for want of memory, each half has its own try."""
-        parts, failure = self._try_batch([(images[index], tile) for index, tile in work])
-        if failure is None:
-            for (index, tile), part in zip(work, parts, strict=True):
-                outcome = found[index]
-                if isinstance(outcome, Prediction):  # else another tile of the image has failed
-                    outcome.add(tile, *part)
-        elif len(work) == 1:
+        """Take in what windows of one size were given; when they failed, as for want of memory, each half has a try."""
+        if not isinstance(outcome, Exception):
+            for window, part in zip(together, outcome, strict=True):
+                prediction = found[window.number]
+                if isinstance(prediction, Prediction):  # else another tile of the image has failed
+                    prediction.add(window.tile, *part)
+        elif len(together) == 1:
             try_out(self._network.predict)  # when nothing works any more it is the device, and no image's fault
-            found[work[0][0]] = failure
+            found[together[0].number] = outcome
         else:
-            logger.warning("a batch of %d images failed (%s); trying its halves", len(work), describe(failure))
-            half = len(work) // 2
-            self._predict_group(images, work[:half], found)
-            self._predict_group(images, work[half:], found)
+            logger.warning("a batch of %d images failed (%s); trying its halves", len(together), describe(outcome))
+            middle = len(together) // 2
+            for half in (together[:middle], together[middle:]):
+                self._settle(half, self._try_pass(half), found)
 
-    def _try_batch(self, work: list[tuple[np.ndarray, Tile]]) -> tuple[list[Part], Exception | None]:
+    def _try_pass(self, together: list[Window]) -> list[Part] | Exception:
         """What was predicted, or what went wrong: the row border, for what the network raises belongs to its images."""
         try:
-            return self._predict_batch(work), None
+            return self._predict_pass(together)
         except Exception as error:
-            return [], error.with_traceback(None)  # its frames hold the batch, and memory may be what is missing
+            return error.with_traceback(None)  # its frames hold the batch, and memory may be what is missing
 
-    def _predict_batch(self, work: list[tuple[np.ndarray, Tile]]) -> list[Part]:
+    def _predict_pass(self, together: list[Window]) -> list[Part]:
         """(mask of the window, class pixels and confidence of the core) of each window."""
-        cuts = [tile.cut(image) for image, tile in work]
+        cuts = [window.tile.cut(window.image) for window in together]
         sizes = np.array([cut.shape[:2] for cut in cuts], np.int32)
-        cores = np.array([tile.core_in_window() for _, tile in work], np.int32)
-        outcome = self._network.predict(pad_batch(cuts, *work[0][1].size), sizes, cores)
+        cores = np.array([window.tile.core_in_window() for window in together], np.int32)
+        outcome = self._network.predict(pad_batch(cuts, *together[0].tile.size), sizes, cores)
         masks, pixels, confidence = (np.asarray(part) for part in outcome)
         return list(zip(masks, pixels, confidence, strict=True))
+
+
+def count_pixels(together: list[Window]) -> int:
+    """Padded pixels of windows of one size."""
+    height, width = together[0].tile.size
+    return len(together) * height * width
 
 
 def describe(error: Exception) -> str:

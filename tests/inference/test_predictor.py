@@ -4,9 +4,12 @@ import ast
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -18,6 +21,7 @@ from fcn_ray.errors import BundleError, ConfigError
 from fcn_ray.images.codec import decode_label, encode_image
 from fcn_ray.inference import network
 from fcn_ray.inference import predictor as predictor_module
+from fcn_ray.inference.lanes import Lanes
 from fcn_ray.inference.predictor import Prediction, Predictor, describe
 from fcn_ray.inference.stages import PIXELS
 from fcn_ray.labels import LabelSet
@@ -258,6 +262,38 @@ def test_tiles_give_the_mask_of_the_whole_image(tiny_bundle: Path, large: np.nda
     assert np.array_equal(again.mask, found.mask), "equal tiles give equal masks, however they are batched"
 
 
+def test_tiles_are_added_up_in_one_order_whichever_is_done_first(tiny_bundle: Path, large: np.ndarray) -> None:
+    """Confidences are sums of floats, which another order would change."""
+    predictor = make_predictor(tiny_bundle, batch_pixels=8 * TILE_PIXELS, tile_pixels=TILE_PIXELS)
+    predict, seen = predictor._network.predict, list[int]()
+
+    def dawdle(batch: np.ndarray, *boxes: np.ndarray) -> object:
+        seen.append(threading.get_ident())
+        time.sleep(0.2 * (len(set(seen)) == 1))  # whoever is first
+        return predict(batch, *boxes)
+
+    found = set()
+    for lanes, function in ((1, predict), (4, predict), (4, dawdle)):
+        predictor._network = replace(predictor._network, predict=function)
+        predictor._lanes = Lanes(lanes, 8 * TILE_PIXELS)
+        predictor._lanes.pass_pixels = 1
+        (outcome,) = predictor.predict([large])
+        assert isinstance(outcome, Prediction)
+        found.add((outcome.mask.tobytes(), outcome.mean_confidence, outcome.min_class_confidence))
+    assert len(found) == 1
+    assert len(set(seen)) > 1, "tiles go side by side"
+
+
+def test_a_cpu_has_a_lane_for_each_thread(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "count_cpus", lambda: 7)
+    bundle = load_bundle(str(tiny_bundle))
+    assert network.compile_network(bundle, 0, "float32").lanes == 7
+    monkeypatch.setattr(network, "_set_up_tensorflow", lambda threads: None)  # it can be told once
+    assert network.compile_network(bundle, 3, "float32").lanes == 3
+    monkeypatch.setattr(network, "_has_gpu", lambda: True)
+    assert network.compile_network(bundle, 3, "float32").lanes == 1
+
+
 def test_too_small_a_halo_would_show(tiny_bundle: Path, large: np.ndarray) -> None:
     predictor = make_predictor(tiny_bundle, tile_pixels=TILE_PIXELS)
     (exact,) = predictor.predict([large])
@@ -334,7 +370,12 @@ def test_actors_of_one_node_share_its_cores(
     found: list[int] = []
     monkeypatch.setattr(network, "count_cpus", lambda: 8)
     monkeypatch.setattr("os.cpu_count", lambda: 8)
-    monkeypatch.setattr(predictor_module, "compile_network", lambda bundle, threads, precision: found.append(threads))
+
+    def compile_network(_: object, threads: int, __: str) -> SimpleNamespace:
+        found.append(threads)
+        return SimpleNamespace(lanes=1)
+
+    monkeypatch.setattr(predictor_module, "compile_network", compile_network)
     Predictor(load_bundle(str(tiny_bundle)), PredictConfig(threads=threads), sharers=sharers)
     assert found == [taken]
 

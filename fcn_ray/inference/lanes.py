@@ -1,0 +1,47 @@
+"""Passes through the network side by side, each in a thread of its own.
+
+A CPU's threads wait for one another at the end of every layer; of several passes another one then goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from threading import Condition
+from typing import TypeVar
+
+LEAST_PIXELS = 400_000
+"""Padded pixels that a pass may have however many there are: images of a usual size should not go one by one."""
+
+Item = TypeVar("Item")
+Found = TypeVar("Found")
+
+
+class Lanes:
+    """At most `count` calls at once, and no more than so many pixels in them all; what is larger goes alone.
+
+    `pass_pixels` is what each of them should have at most.
+    """
+
+    def __init__(self, count: int, pixels: int) -> None:
+        self.pass_pixels = min(pixels, max(pixels // count, LEAST_PIXELS))
+        self._room, self._limit, self._taken = Condition(), pixels, 0
+        self._pool = ThreadPoolExecutor(count, "lane") if count > 1 else None
+
+    def map(self, function: Callable[[Item], Found], items: Sequence[Item], pixels: Sequence[int]) -> Iterator[Found]:
+        """`function` of each item, in their order; `pixels` are those of each. The first error is raised."""
+        if self._pool is None or len(items) == 1:
+            return map(function, items)
+
+        def call(item: Item, size: int) -> Found:
+            with self._room:
+                self._room.wait_for(lambda: not self._taken or self._taken + size <= self._limit)
+                self._taken += size
+            try:
+                return function(item)
+            finally:
+                with self._room:
+                    self._taken -= size
+                    self._room.notify_all()
+
+        return self._pool.map(call, items, pixels)
