@@ -34,11 +34,11 @@ class PredictConfig(Section):
     memory: int = Field(default=0, ge=0)
     """Bytes of memory that each actor reserves from Ray; 0 takes what the network, its weights and a batch may need."""
     threads: int = Field(default=0, ge=0)
-    """TensorFlow threads of each actor, and on CPUs the passes that it makes at once; 0 takes all cores of its node, or
-    its share when it has several actors."""
+    """TensorFlow threads of each actor; 0 takes all cores of its node, or its share when it has several actors. On CPUs
+    it makes as many passes at once, as far as `batch_pixels` has room for them, at 800,000 pixels or more each."""
     batch_pixels: Positive = 1_600_000
-    """Padded pixels in one forward pass, on CPUs in all that an actor makes at once; at least one image or tile goes
-    through whatever its size."""
+    """Padded pixels in one forward pass, on CPUs in all those that an actor makes at once; at least one image or tile
+    goes through whatever its size."""
     tile_pixels: int = Field(default=2_097_152, ge=524_288)
     """Padded pixels of the largest image that is predicted whole; larger ones go in tiles of at most so many, which
     give the same mask up to rounding. It bounds the memory of an actor; raise it on GPUs that have more. Another value

@@ -10,8 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Condition
 from typing import TypeVar
 
-LEAST_PIXELS = 400_000
-"""Padded pixels that a pass may have however many there are: images of a usual size should not go one by one."""
+LEAST_PIXELS = 800_000
+"""Padded pixels that a pass may have however many there are: a single image can cost half as much again as one of
+several (halves.py). It is what was measured, two passes of four images each on two cores."""
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")
@@ -32,11 +33,15 @@ class Lanes:
         """`function` of each item, in their order; `pixels` are those of each. The first error is raised."""
         if self._pool is None or len(items) == 1:
             return map(function, items)
+        due = 0  # the next that may begin: out of their order, what is done would pile up behind the first
 
-        def call(item: Item, size: int) -> Found:
+        def call(turn: int, item: Item, size: int) -> Found:
+            nonlocal due
             with self._room:
-                self._room.wait_for(lambda: not self._taken or self._taken + size <= self._limit)
+                self._room.wait_for(lambda: turn == due and (not self._taken or self._taken + size <= self._limit))
+                due += 1
                 self._taken += size
+                self._room.notify_all()
             try:
                 return function(item)
             finally:
@@ -44,4 +49,4 @@ class Lanes:
                     self._taken -= size
                     self._room.notify_all()
 
-        return self._pool.map(call, items, pixels)
+        return self._pool.map(call, range(len(items)), items, pixels)

@@ -194,8 +194,14 @@ class Predictor:
         groups = group_by_size([window.tile.size for window in windows], self._lanes.pass_pixels)
         passes = [[windows[place] for place in group] for group in groups]
         outcomes = self._lanes.map(self._try_pass, passes, [count_pixels(together) for together in passes])
-        for together, outcome in zip(passes, outcomes, strict=True):  # always in the same order: floats are added up
-            self._settle(together, outcome, found)
+        failed: list[tuple[list[Window], Exception]] = []
+        for together, outcome in zip(passes, outcomes, strict=True):
+            if isinstance(outcome, Exception):
+                failed.append((together, outcome))
+            else:
+                self._take(together, outcome, found)
+        for together, outcome in failed:  # when nothing goes on beside them: memory may be what was missing
+            self._try_again(together, outcome, found, was_alone=len(passes) == 1)
         return found
 
     def _plan(self, height: int, width: int) -> list[Tile]:
@@ -210,23 +216,32 @@ class Predictor:
             )
         return plan_tiles(height, width, self._network.halo, self._config.tile_pixels)
 
-    def _settle(
-        self, together: list[Window], outcome: list[Part] | Exception, found: list[Prediction | Exception]
+    def _take(self, together: list[Window], parts: list[Part], found: list[Prediction | Exception]) -> None:
+        """Take in what windows of one size were given."""
+        for window, part in zip(together, parts, strict=True):
+            prediction = found[window.number]
+            if isinstance(prediction, Prediction):  # else another tile of the image has failed
+                prediction.add(window.tile, *part)
+
+    def _try_again(
+        self, together: list[Window], error: Exception, found: list[Prediction | Exception], was_alone: bool
     ) -> None:
-        """Take in what windows of one size were given; when they failed, as for want of memory, each half has a try."""
-        if not isinstance(outcome, Exception):
-            for window, part in zip(together, outcome, strict=True):
-                prediction = found[window.number]
-                if isinstance(prediction, Prediction):  # else another tile of the image has failed
-                    prediction.add(window.tile, *part)
-        elif len(together) == 1:
+        """Each half of windows that failed together has a try, and a single one that failed beside others."""
+        middle = len(together) // 2
+        if middle:
+            logger.warning("a batch of %d images failed (%s); trying its halves", len(together), describe(error))
+        elif was_alone:
             try_out(self._network.predict)  # when nothing works any more it is the device, and no image's fault
-            found[together[0].number] = outcome
-        else:
-            logger.warning("a batch of %d images failed (%s); trying its halves", len(together), describe(outcome))
-            middle = len(together) // 2
-            for half in (together[:middle], together[middle:]):
-                self._settle(half, self._try_pass(half), found)
+            found[together[0].number] = error
+            return
+        for half in (together[:middle], together[middle:]):
+            if not half:
+                continue
+            outcome = self._try_pass(half)
+            if isinstance(outcome, Exception):
+                self._try_again(half, outcome, found, was_alone=True)
+            else:
+                self._take(half, outcome, found)
 
     def _try_pass(self, together: list[Window]) -> list[Part] | Exception:
         """What was predicted, or what went wrong: the row border, for what the network raises belongs to its images."""

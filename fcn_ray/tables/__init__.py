@@ -7,7 +7,7 @@ cursor, reading     the rows of a chunk, whatever state its inputs are in
 runs                the run folder and whose it is
 maskfile, commit    a chunk's results as a file; putting it, once
 manifest            the end of a run: digests of everything
-audit*              the proof, which shares no code with the modules above
+audit*              the proof, which shares no code with the modules above (audit_source reads the input by them)
 superseded          which rows newer plans have again
 current             read_masks: the rows that count, as a dataset
 statuses, retry     how rows ended; planning those that failed once more

@@ -1,4 +1,5 @@
-"""The audit: proves from what is stored that a run keeps its promises. Shares no code with the writer (DESIGN 5).
+"""The audit: proves from what is stored that a run keeps its promises. Shares no code with the writer (DESIGN 5), but
+in audit_source.py, which reads the input as the job does.
 
 Checked: the run folder's fingerprint; each plan and each chunk's id, computed again; no input version in two chunks;
 one whole mask file for each chunk and none outside the plan; every row's key, origin, status and mask; sizes and
@@ -55,7 +56,7 @@ class AuditReport:
     which is no fault; `retried` counts rows that are there once more because they failed, `returned` those whose image
     came back, `shared_ids` values of a named id column that several images have; `leftovers` counts temporary files of
     killed writers, which are harmless. Against the source, `compared` counts the ok rows whose image was measured,
-    `others` those whose image has changed since, is gone or cannot be told; None when that was not asked for.
+    `others` those whose image has changed since, cannot be had, or cannot be told; None when that was not asked for.
     """
 
     output: str
@@ -104,7 +105,7 @@ class AuditReport:
         if self.shared_ids:
             yield f"{self.shared_ids} values of the id column belong to several images; path and row tell those apart"
         if self.compared is not None:
-            yield f"{self.compared} images measured in the input; {self.others} changed, are gone, or cannot be told"
+            yield f"{self.compared} images measured in the input; {self.others} changed, or cannot be had or told"
         if self.leftovers:
             yield f"{self.leftovers} temporary files of killed writers (.tmp-*): harmless, may be deleted"
         if self.ok:
@@ -115,9 +116,9 @@ def audit(output: str, source: bool = False) -> AuditReport:
     """Check every run in a folder that `fcn-ray segment` wrote, or the run folder `output`.
 
     With `source`, also that each mask is as large as its image, upright, which reads the whole input: images that are
-    no longer what was labelled are counted. Memory: one mask file (and, with `source`, the encoded images of a chunk),
-    and 150 bytes for each chunk; where ids come from a named column, 16 bytes for each row, and a few times that at the
-    end.
+    no longer what was labelled are counted. Memory: one mask file, and 150 bytes for each chunk; where ids come from a
+    named column, 16 bytes for each row, and a few times that at the end; with `source`, the encoded images of a chunk,
+    and a PNG or TIFF decoded.
 
     Raises ConfigError when there is no run, StorageError when storage cannot be read; whatever is wrong with what is
     stored is a finding.

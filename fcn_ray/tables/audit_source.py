@@ -14,12 +14,11 @@ from typing import Any, cast
 import pyarrow as pa
 from PIL import ExifTags, Image, UnidentifiedImageError
 
-from fcn_ray.errors import OutOfReachError, UnavailableError, UnequippedError
 from fcn_ray.tables import schema
 from fcn_ray.tables.audit_plans import PlanRow
 from fcn_ray.tables.audit_rows import Labelled
 from fcn_ray.tables.columns import Columns
-from fcn_ray.tables.inputs import Input, understand_input
+from fcn_ray.tables.inputs import understand_input
 from fcn_ray.tables.places import spell_places
 from fcn_ray.tables.reading import read_rows
 from fcn_ray.tables.sources import Kind, Piece
@@ -49,12 +48,12 @@ class Sources:
             raise TypeError("its input, image column or allow_paths are no text")
         self.compared = self.others = 0
         self._columns, self._allowed = Columns(image=column, carry=()), spell_places(tuple(allowed))
-        self._where = _locate(run["input"])
+        self._where = understand_input(run["input"])
 
     def check(self, rows: Sequence[PlanRow], labelled: Sequence[Labelled | None]) -> Iterator[Problem]:
         """What is wrong with the rows of a chunk; `labelled` has one entry for each row, None for a bad one.
 
-        Raises UnavailableError and UnequippedError: a store that is silent tells nothing of an image.
+        Raises OutOfReachError: a store that does not answer, or not us, tells nothing of an image.
         """
         table = self._read(rows) if any(labelled) else None
         if table is None or len(table) != len(labelled):
@@ -74,30 +73,16 @@ class Sources:
             elif size != (row.height, row.width):
                 yield "source", f"row {index}: its image {name} is {size}, the row says {row[:2]} (height, width)"
 
-    def _read(self, rows: Sequence[PlanRow]) -> pa.Table | None:
-        """The rows of a chunk as they are now; None when there is no such place any more."""
-        if self._where is None:
-            return None
-        pieces = [
-            Piece(row.path, row.version, cast(Kind, row.kind), row.first_row, row.n_rows, 0, row.offset, row.offset_row)
-            for row in rows
-        ]
-        try:
-            return read_rows(self._where, pieces, self._columns, self._allowed, all_versions=True)
-        except (UnavailableError, UnequippedError):
-            raise
-        except OutOfReachError:
-            return None
+    def _read(self, rows: Sequence[PlanRow]) -> pa.Table:
+        """The rows of a chunk as they are now."""
+        pieces = [_as_piece(row) for row in rows]
+        return read_rows(self._where, pieces, self._columns, self._allowed, all_versions=True)
 
 
-def _locate(where: str) -> Input | None:
-    """What the input means; None when its store has no such place any more."""
-    try:
-        return understand_input(where)
-    except (UnavailableError, UnequippedError):
-        raise
-    except OutOfReachError:
-        return None
+def _as_piece(row: PlanRow) -> Piece:
+    """The row of a plan as the reader knows it; how many bytes its images have only says how it reads a tar."""
+    kind = cast(Kind, row.kind)
+    return Piece(row.path, row.version, kind, row.first_row, row.n_rows, 1 << 20, row.offset, row.offset_row)
 
 
 def _told(table: pa.Table) -> tuple[list[str | None], list[str | None]]:

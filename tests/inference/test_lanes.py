@@ -41,6 +41,14 @@ def test_passes_really_go_on_at_once() -> None:
     assert len(set(Lanes(3, 100).map(lambda _: meeting.wait(), [1, 2, 3], [1, 1, 1]))) == 3
 
 
+def test_large_passes_begin_in_their_order() -> None:
+    begun: list[int] = []
+    lanes = Lanes(4, 5)
+    list(lanes.map(begun.append, range(60), [9] * 60))
+    list(lanes.map(begun.append, range(60, 120), [9] * 60))
+    assert begun == list(range(120))
+
+
 @pytest.mark.parametrize(("count", "items"), [(1, [1, 2, 3]), (4, [1])])
 def test_alone_it_goes_in_the_callers_thread(count: int, items: list[int]) -> None:
     found = Lanes(count, 5).map(lambda _: threading.get_ident(), items, items)
@@ -63,7 +71,7 @@ def test_room_is_given_back_by_a_call_that_fails() -> None:
     [
         (1, 1_600_000, 1_600_000),
         (2, 1_600_000, 800_000),
-        (4, 1_600_000, 400_000),
+        (4, 4_000_000, 1_000_000),
         (64, 1_600_000, LEAST_PIXELS),
         (64, 64_000_000, 1_000_000),
         (2, 1, 1),

@@ -10,6 +10,7 @@ from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +20,7 @@ from fcn_ray.bundle import load_bundle, save_bundle
 from fcn_ray.config import ModelSpec, PredictConfig, Preprocessing
 from fcn_ray.errors import BundleError, ConfigError
 from fcn_ray.images.codec import decode_label, encode_image
+from fcn_ray.images.tiling import Tile
 from fcn_ray.inference import network
 from fcn_ray.inference import predictor as predictor_module
 from fcn_ray.inference.lanes import Lanes
@@ -262,30 +264,60 @@ def test_tiles_give_the_mask_of_the_whole_image(tiny_bundle: Path, large: np.nda
     assert np.array_equal(again.mask, found.mask), "equal tiles give equal masks, however they are batched"
 
 
-def test_tiles_are_added_up_in_one_order_whichever_is_done_first(tiny_bundle: Path, large: np.ndarray) -> None:
-    """Confidences are sums of floats, which another order would change."""
+def test_tiles_are_taken_in_one_order_whichever_is_done_first(
+    tiny_bundle: Path, large: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
     predictor = make_predictor(tiny_bundle, batch_pixels=8 * TILE_PIXELS, tile_pixels=TILE_PIXELS)
-    predict, seen = predictor._network.predict, list[int]()
+    predict, seen, taken = predictor._network.predict, list[int](), list[Tile]()
+    monkeypatch.setattr(Prediction, "add", lambda self, tile, *_: taken.append(tile))
 
     def dawdle(batch: np.ndarray, *boxes: np.ndarray) -> object:
         seen.append(threading.get_ident())
-        time.sleep(0.2 * (len(set(seen)) == 1))  # whoever is first
+        time.sleep(0.2 * (len(seen) == 1))
         return predict(batch, *boxes)
 
-    found = set()
-    for lanes, function in ((1, predict), (4, predict), (4, dawdle)):
-        predictor._network = replace(predictor._network, predict=function)
-        predictor._lanes = Lanes(lanes, 8 * TILE_PIXELS)
-        predictor._lanes.pass_pixels = 1
-        (outcome,) = predictor.predict([large])
-        assert isinstance(outcome, Prediction)
-        found.add((outcome.mask.tobytes(), outcome.mean_confidence, outcome.min_class_confidence))
-    assert len(found) == 1
+    _run_side_by_side(predictor, dawdle, 4 * TILE_PIXELS).predict([large])
+    assert taken == predictor._plan(*large.shape[:2])
     assert len(set(seen)) > 1, "tiles go side by side"
+
+
+def _run_side_by_side(predictor: Predictor, predict: Any, pixels: int) -> Predictor:
+    """Four passes at once, of an image or tile each."""
+    predictor._network = replace(predictor._network, predict=predict)
+    predictor._lanes = Lanes(4, pixels)
+    predictor._lanes.pass_pixels = 1
+    return predictor
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_what_fails_beside_others_has_a_try_alone(tiny_bundle: Path, broken: bool) -> None:
+    """Memory that several passes take together is no fault of an image; one of which it is fails then too."""
+    predictor, lock, running, most = make_predictor(tiny_bundle), threading.Lock(), list[int](), list[int]()
+    predict, images = predictor._network.predict, list(np.full((12, 40, 50, 3), 7, np.uint8))
+    images[3] = np.full((40, 50, 3), 13 if broken else 7, np.uint8)
+
+    def little_memory(batch: np.ndarray, *boxes: np.ndarray) -> object:
+        with lock:
+            running.append(1)
+            most.append(len(running))
+        time.sleep(0.02)
+        with lock:
+            together = len(running)
+            running.pop()
+        if together > 1 or (batch[:, 0, 0, 0] == 13).any():
+            raise MemoryError("no room")
+        return predict(batch, *boxes)
+
+    found = _run_side_by_side(predictor, little_memory, 1_600_000).predict(images)
+    assert [type(outcome) for outcome in found] == [
+        MemoryError if broken and row == 3 else Prediction for row in range(12)
+    ]
+    assert max(most) > 1, "they were beside each other"
 
 
 def test_a_cpu_has_a_lane_for_each_thread(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(network, "count_cpus", lambda: 7)
+    monkeypatch.setattr(network, "_has_gpu", lambda: False)
     bundle = load_bundle(str(tiny_bundle))
     assert network.compile_network(bundle, 0, "float32").lanes == 7
     monkeypatch.setattr(network, "_set_up_tensorflow", lambda threads: None)  # it can be told once
