@@ -6,7 +6,7 @@ import logging
 import os
 import platform
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
@@ -84,10 +84,9 @@ def compile_network(bundle: Bundle, threads: int, precision: Precision) -> Netwo
         margin, why = halo(model), ""
     except ValueError as error:
         margin, why = None, str(error)
-    found = Network(predict, bundle.spec.num_classes, bundle.spec.grid, margin, why)
-    if not on_tensorflow or _has_gpu():  # JAX has lanes of its own, and compiles for every size of batch
-        return found
-    return replace(found, lanes=threads or count_cpus())
+    one_at_a_time = not on_tensorflow or _has_gpu()  # JAX would compile for every size of batch once more
+    lanes = 1 if one_at_a_time else threads or count_cpus()
+    return Network(predict, bundle.spec.num_classes, bundle.spec.grid, margin, why, lanes)
 
 
 def _check_backend(name: str) -> None:

@@ -14,7 +14,7 @@ class _Watch:
 
     def __init__(self) -> None:
         self._lock, self._running = threading.Lock(), list[int]()
-        self.calls = self.pixels = self.together = 0
+        self.calls = self.together = 0
 
     def __call__(self, pixels: int) -> int:
         with self._lock:
