@@ -2,8 +2,9 @@
 
 python -m tests.benchmarks.predict_memory WORK [NAME ...]
 
-Each network, with random weights, predicts one square image of noise of the largest size that goes whole, in a process
-of its own; looked at every 10 ms is its anonymous memory. The room for a chunk's pixels is left out on both sides.
+Each network, with random weights, predicts noise in a process of its own: one square image of the largest size that
+goes whole, and in another process sixteen of 480x360, several passes at once where there are such. Looked at every 10
+ms is its anonymous memory. The room for a chunk's pixels is left out on both sides.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "MobileNetV3 large, 21 classes": {"backbone": "mobilenetv3_large", "num_classes": 21},
 }
 
+SMALL = (16, 360, 480)
+
 MEASURE = """
 import sys, threading, time
 import numpy as np
@@ -52,19 +55,19 @@ def look():
         time.sleep(0.01)
 
 bundle, pixels, precision = sys.argv[1], int(sys.argv[2]), sys.argv[3]
+count, height, width = map(int, sys.argv[4:])
 peaks = []
 threading.Thread(target=look, daemon=True).start()
 settings = PredictConfig(tile_pixels=pixels, batch_pixels=pixels)
 predictor = Predictor(load_bundle(bundle), settings, precision=precision)
-side = int(pixels**0.5) // 32 * 32
-predictor.predict([np.random.default_rng(0).integers(0, 255, (side, side, 3), np.uint8)])
+predictor.predict(list(np.random.default_rng(0).integers(0, 255, (count, height, width, 3), np.uint8)))
 print(max(peaks))
 """
 
 
-def measure(bundle: str, pixels: int, precision: str = "float32") -> int:
-    """Bytes of anonymous memory, at most, of a process that predicts a square of so many pixels."""
-    command = [sys.executable, "-c", MEASURE, bundle, str(pixels), precision]
+def measure(bundle: str, pixels: int, images: tuple[int, int, int], precision: str = "float32") -> int:
+    """Bytes of anonymous memory, at most, of a process that predicts so many images, of that height and width."""
+    command = [sys.executable, "-c", MEASURE, bundle, str(pixels), precision, *map(str, images)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return int(done.stdout.split()[-1])
 
@@ -102,15 +105,19 @@ def main() -> None:
     parser.add_argument("--pixels", type=int, default=2_097_152)
     parser.add_argument("--precision", default="float32", choices=["float32", "bfloat16"])
     arguments = parser.parse_args()
-    print("| network | weights, MiB | seen, MiB | reserved, MiB | seen / reserved |\n| --- | --- | --- | --- | --- |")
+    print("| network | weights, MiB | one large, MiB | sixteen small, MiB | reserved, MiB | most / reserved |")
+    print("| --- | --- | --- | --- | --- | --- |")
+    side = int(arguments.pixels**0.5) // 32 * 32
     for name in arguments.names:
         folder = arguments.work / f"network-{list(NETWORKS).index(name)}"
         if not (folder / "model.json").exists():
             save_network(folder, NETWORKS[name])
         weights = (folder / "model.safetensors").stat().st_size
-        seen = measure(str(folder), arguments.pixels, arguments.precision)
+        seen = [
+            measure(str(folder), arguments.pixels, images, arguments.precision) for images in ((1, side, side), SMALL)
+        ]
         room = reserved(str(folder), arguments.pixels)
-        cells = [name, *(f"{count >> 20:,}" for count in (weights, seen, room)), f"{seen / room:.2f}"]
+        cells = [name, *(f"{count >> 20:,}" for count in (weights, *seen, room)), f"{max(seen) / room:.2f}"]
         print("| " + " | ".join(cells) + " |", flush=True)
 
 

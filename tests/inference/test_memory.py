@@ -73,7 +73,11 @@ def test_every_backbone_has_its_largest_features() -> None:
 
 @pytest.mark.keras
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-def test_a_network_takes_no_more_than_is_reserved_for_it_and_not_much_less(tiny_bundle: Path) -> None:
+@pytest.mark.parametrize("images", [(1, 1024, 1024), (64, 192, 192)], ids=["one large", "several passes at once"])
+def test_a_network_takes_no_more_than_is_reserved_for_it_and_not_much_less(
+    tiny_bundle: Path, images: tuple[int, int, int]
+) -> None:
     """Without the room for a chunk's pixels, which it has not got here."""
-    seen, room = (ask(str(tiny_bundle), 2**20) for ask in (predict_memory.measure, predict_memory.reserved))
+    seen = predict_memory.measure(str(tiny_bundle), 2**20, images)
+    room = predict_memory.reserved(str(tiny_bundle), 2**20)
     assert room / 2 < seen < room, f"{seen // MIB} of {room // MIB} MiB"
