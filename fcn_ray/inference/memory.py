@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from fcn_ray.bundle import Bundle
 from fcn_ray.config import ModelSpec, SegmentConfig
+from fcn_ray.inference.frozen import MOST_BYTES
 from fcn_ray.inference.shares import Memory
 from fcn_ray.inference.stages import PIXELS_ROOM
 
@@ -20,6 +21,8 @@ GPU_PREDICTOR = 3_000_000_000
 """The same with the libraries of a GPU. Not measured."""
 WEIGHT_COPIES = 3
 """Weights in memory at most, while they are loaded."""
+FROZEN_COPIES = 13
+"""Of those that are made constants, once the graph is compiled."""
 PIXEL = 32
 """Bytes of a pixel on its way into the network and as a class: uint8, normalised float32, masks of what is inside."""
 FLOAT = 4
@@ -40,10 +43,11 @@ CHANNELS_PER_PIXEL = {
 def reserve(config: SegmentConfig, bundle: Bundle) -> Memory:
     """What the processes of a job may need; `predict.memory` is taken as it is.
 
-    With a GPU the features are in its memory, and not in this.
+    With a GPU the features are in its memory, and not in this; nothing is frozen there.
     """
     predict = config.predict
-    network = GPU_PREDICTOR if predict.gpus else PREDICTOR + _features(bundle.spec, config)
+    frozen = FROZEN_COPIES * min(bundle.weights_bytes, MOST_BYTES)
+    network = GPU_PREDICTOR if predict.gpus else PREDICTOR + frozen + _features(bundle.spec, config)
     return Memory(
         prepare=TASK + config.chunk.bytes + PIXELS_ROOM,
         predict=predict.memory or network + WEIGHT_COPIES * bundle.weights_bytes + PIXELS_ROOM,

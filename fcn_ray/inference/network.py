@@ -146,23 +146,19 @@ def _top_tensorflow(logits: Any) -> tuple[Any, Any]:
 
 
 def _compile_tensorflow(function: Callable[..., Any], model: Any) -> PredictFunction:
-    """One graph for all sizes, or one more for single images: it never retraces."""
+    """One graph for all sizes, traced once."""
     import tensorflow as tf
 
-    from fcn_ray.inference.halves import in_halves, lacks_fast_single
+    from fcn_ray.inference.frozen import freeze
 
     signature = [
         tf.TensorSpec((None, None, None, 3), tf.uint8),
         tf.TensorSpec((None, 2), tf.int32),
         tf.TensorSpec((None, 4), tf.int32),
     ]
-    several: PredictFunction = tf.function(function, input_signature=signature, autograph=False)
-    if _has_gpu() or not lacks_fast_single():
-        return several
-    traced = tf.function(function, input_signature=signature, autograph=False)
-    with in_halves(model):
-        single: PredictFunction = traced.get_concrete_function()
-    return lambda images, *boxes: (single if len(images) == 1 else several)(images, *boxes)
+    frozen = function if _has_gpu() else freeze(function, model)
+    predict: PredictFunction = tf.function(frozen, input_signature=signature, autograph=False).get_concrete_function()
+    return predict
 
 
 def _compile_jax(function: Callable[..., Any], model: Any) -> PredictFunction:

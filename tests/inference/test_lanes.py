@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from fcn_ray.inference.lanes import LEAST_PIXELS, Lanes
+from fcn_ray.inference.lanes import PASS_PIXELS, Lanes
 
 
 class _Watch:
@@ -69,13 +69,11 @@ def test_room_is_given_back_by_a_call_that_fails() -> None:
 @pytest.mark.parametrize(
     ("count", "pixels", "of_a_pass"),
     [
-        (1, 1_600_000, 1_600_000),
-        (2, 1_600_000, 800_000),
-        (4, 4_000_000, 1_000_000),
-        (64, 1_600_000, LEAST_PIXELS),
-        (64, 64_000_000, 1_000_000),
+        (1, 2_000_000, 2_000_000),
+        (2, 2_000_000, PASS_PIXELS),
+        (64, 2_000_000, PASS_PIXELS),
         (2, 1, 1),
     ],
 )
-def test_passes_share_the_pixels_but_are_not_too_small(count: int, pixels: int, of_a_pass: int) -> None:
+def test_passes_are_of_one_size_where_there_are_several(count: int, pixels: int, of_a_pass: int) -> None:
     assert Lanes(count, pixels).pass_pixels == of_a_pass

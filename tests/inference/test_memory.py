@@ -54,8 +54,17 @@ def test_an_actor_reserves_for_the_larger_of_batch_and_tile() -> None:
 
 
 def test_weights_are_reserved_as_often_as_they_are_held() -> None:
-    more, less = (memory.reserve(_config(), _bundle(weights=count)).predict for count in (10**9, 0))
-    assert more - less == memory.WEIGHT_COPIES * 10**9
+    most = memory.MOST_BYTES
+    none, half, whole, more = (
+        memory.reserve(_config(), _bundle(weights=count)).predict for count in (0, most // 2, most, 10**9)
+    )
+    assert whole - none == 2 * (half - none) == (memory.WEIGHT_COPIES + memory.FROZEN_COPIES) * most
+    assert more - whole == memory.WEIGHT_COPIES * (10**9 - most), "the others stay variables"
+
+
+def test_nothing_is_frozen_on_a_gpu() -> None:
+    some, none = (memory.reserve(_config(**{"predict.gpus": 1}), _bundle(weights=count)).predict for count in (100, 0))
+    assert some - none == memory.WEIGHT_COPIES * 100
 
 
 def test_features_are_in_the_memory_of_a_gpu() -> None:
