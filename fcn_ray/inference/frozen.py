@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 MOST_BYTES = 64_000_000
 """Of weights that are made constants, the smallest first: all convolutions of a whole VGG16, but for fc6 and fc7. A
-graph that is compiled holds a dozen copies of them, and digests each: with all 537 MB of that network it took a minute
-of a core and 8 GB, and a single image was no faster."""
+process has thirteen copies of them once the graph is compiled (memory.py): with all 537 MB of that network it took a
+minute of a core and 8 GB, and a single image was no faster."""
 
 
 def freeze(function: Callable[..., Any], model: keras.Model) -> Callable[..., Any]:
-    """`function`, which calls `model`, to be traced once by TensorFlow: with the weights that the model has now."""
+    """`function`, which calls `model`, to be traced by TensorFlow: with the weights that the model has now."""
     import keras
     import tensorflow as tf
 
@@ -28,7 +28,6 @@ def freeze(function: Callable[..., Any], model: keras.Model) -> Callable[..., An
 
     def frozen(*arrays: Any) -> Any:
         constants = [(variable, tf.constant(value)) for variable, value in values]  # of the graph, so made within it
-        values.clear()
         with keras.StatelessScope(state_mapping=constants):
             return function(*arrays)
 

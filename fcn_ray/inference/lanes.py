@@ -12,7 +12,7 @@ from typing import TypeVar
 
 PASS_PIXELS = 800_000
 """Padded pixels of a pass where there are several at once, four images of 480x360: as fast as larger ones, and more of
-them come out even. With five, one of two cores waited for the other at the end of each chunk."""
+them come out even. With five, two cores waited for each other at the end of each list of 64."""
 
 Item = TypeVar("Item")
 Found = TypeVar("Found")

@@ -22,7 +22,8 @@ GPU_PREDICTOR = 3_000_000_000
 WEIGHT_COPIES = 3
 """Weights in memory at most, while they are loaded."""
 FROZEN_COPIES = 13
-"""Of those that are made constants, once the graph is compiled."""
+"""Beside them, of those that are made constants, once the graph is compiled. Of them it is known only that they are
+no more than all: AlexNet has a few, and is reserved too much."""
 PIXEL = 32
 """Bytes of a pixel on its way into the network and as a class: uint8, normalised float32, masks of what is inside."""
 FLOAT = 4

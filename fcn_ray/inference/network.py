@@ -76,7 +76,8 @@ def compile_network(bundle: Bundle, threads: int, precision: Precision) -> Netwo
         predict = _compile_jax(build_predict_fn(model, bundle.preprocessing), model)
     coarser: Precision = "bfloat16" if "bfloat16" in (precision, bundle.precision) else "float32"
     where = f"{platform.node()} ({keras.backend.backend()}, {precision})"
-    for copies in (1, 2) if on_tensorflow else (1,):  # JAX would compile once more for nothing
+    # oneDNN has other convolutions for a batch of one; JAX would compile once more for nothing.
+    for copies in (1, 2) if on_tensorflow else (1,):
         answer = ask(predict, copies)
         if bundle.answer:
             check_answer(bundle.answer, answer, coarser, where)
