@@ -5,7 +5,7 @@ STAMP := $(VENV)/.installed
 BIN := $(VENV)/bin
 WORK ?= bench-out
 SEEDS ?= 20
-ROUNDS ?= 2
+ROUNDS ?= 1
 FILES ?= 2
 
 .PHONY: help demo test lint pytest bench bench-faults bench-stores clean
@@ -14,8 +14,8 @@ help:
 	@echo "make demo    train, segment and evaluate on synthetic scenes (a few minutes); opens nothing, leaves demo-out/"
 	@echo "make test    lint, types, arrows between rooms, and all tests"
 	@echo "make lint    ruff and mypy and the arrows only"
-	@echo "make bench CAMVID=camvid.parquet [ROUNDS=2] [FILES=2]   speed and memory of labelling beside its peers: about"
-	@echo "                       20 minutes, goes on where it was ended; ROUNDS=5 FILES=8 for figures, see tests/benchmarks/RESULTS.md"
+	@echo "make bench CAMVID=camvid.parquet [ROUNDS=1] [FILES=2]   speed and memory of labelling beside its peers: about"
+	@echo "                       20 minutes for a round; ROUNDS=5 goes on with four more, see tests/benchmarks/RESULTS.md"
 	@echo "make bench-faults [SEEDS=20]   32 kinds of faults, a job for each seed: hours; goes on where it was ended"
 	@echo "make bench-stores [GCS=fake-gcs-server] [AZURITE=azurite-blob]   gs:// and az:// against emulators of them, which are"
 	@echo "                       installed in $(WORK) when no program is given (Linux on amd64; npm)"
