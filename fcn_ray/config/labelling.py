@@ -35,7 +35,7 @@ class PredictConfig(Section):
     """Bytes of memory that each actor reserves from Ray; 0 takes what the network, its weights and a batch may need."""
     threads: int = Field(default=0, ge=0)
     """TensorFlow threads of each actor; 0 takes all cores of its node, or its share when it has several actors. On CPUs
-    it makes as many passes at once, as far as `batch_pixels` has room for them, at 800,000 pixels each."""
+    it makes as many passes at once, as far as `batch_pixels` has room for them, of 800,000 pixels or one image each."""
     batch_pixels: Positive = 1_600_000
     """Padded pixels in one forward pass, on CPUs in all those that an actor makes at once; at least one image or tile
     goes through whatever its size."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 MOST_BYTES = 64_000_000
 """Of weights that are made constants, the smallest first: all convolutions of a whole VGG16, but for fc6 and fc7. A
 process has thirteen copies of them once the graph is compiled (memory.py): with all 537 MB of that network it took a
-minute of a core and 8 GB, and a single image was no faster."""
+minute of a core and 9 GB, and a single image was no faster."""
 
 
 def freeze(function: Callable[..., Any], model: keras.Model) -> Callable[..., Any]:

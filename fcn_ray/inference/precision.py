@@ -26,11 +26,11 @@ def settle_precision(wanted: Literal["auto"] | Precision, bundle: Bundle) -> Pre
 
 def cpu_emulates_bfloat16() -> bool:
     """Whether this machine's CPU says that it lacks the instructions; False where it says nothing."""
-    flags = cpu_flags()
+    flags = _cpu_flags()
     return bool(flags) and not flags & CPU_FLAGS
 
 
-def cpu_flags() -> set[str]:
+def _cpu_flags() -> set[str]:
     """What this machine's CPU says that it has; nothing where it says nothing."""
     try:
         text = CPU_INFO.read_text(encoding="utf-8")
