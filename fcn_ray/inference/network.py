@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from fcn_ray.bundle import Bundle
-from fcn_ray.config import Precision
+from fcn_ray.config import Precision, Preprocessing
 from fcn_ray.errors import ConfigError
 from fcn_ray.inference.precision import SLOW, cpu_emulates_bfloat16
 from fcn_ray.machine import count_cpus
@@ -71,7 +71,7 @@ def compile_network(bundle: Bundle, threads: int, precision: Precision) -> Netwo
 
     model = bundle.build(precision)
     if on_tensorflow:
-        predict = _compile_tensorflow(build_predict_fn(model, bundle.preprocessing, _top_tensorflow), model)
+        predict = _compile_tensorflow(model, bundle.preprocessing)
     else:
         predict = _compile_jax(build_predict_fn(model, bundle.preprocessing), model)
     coarser: Precision = "bfloat16" if "bfloat16" in (precision, bundle.precision) else "float32"
@@ -146,20 +146,29 @@ def _top_tensorflow(logits: Any) -> tuple[Any, Any]:
     return classes[..., 0], largest
 
 
-def _compile_tensorflow(function: Callable[..., Any], model: Any) -> PredictFunction:
-    """One graph for all sizes, traced once."""
+def _compile_tensorflow(model: Any, preprocessing: Preprocessing) -> PredictFunction:
+    """One graph for all sizes, traced once. On GPUs it counts, too, for nothing larger than a mask shall leave them."""
     import tensorflow as tf
 
     from fcn_ray.inference.frozen import freeze
+    from fcn_ray.models.prediction import build_mask_fn, build_predict_fn, tally_arrays
 
-    signature = [
-        tf.TensorSpec((None, None, None, 3), tf.uint8),
-        tf.TensorSpec((None, 2), tf.int32),
-        tf.TensorSpec((None, 4), tf.int32),
-    ]
-    frozen = function if _has_gpu() else freeze(function, model)
-    predict: PredictFunction = tf.function(frozen, input_signature=signature, autograph=False).get_concrete_function()
-    return predict
+    images = tf.TensorSpec((None, None, None, 3), tf.uint8)
+    sizes, cores = tf.TensorSpec((None, 2), tf.int32), tf.TensorSpec((None, 4), tf.int32)
+
+    def trace(function: Callable[..., Any], *signature: Any) -> Any:
+        return tf.function(function, input_signature=signature, autograph=False).get_concrete_function()
+
+    if _has_gpu():
+        predict: PredictFunction = trace(build_predict_fn(model, preprocessing, _top_tensorflow), images, sizes, cores)
+        return predict
+    find_masks = trace(freeze(build_mask_fn(model, preprocessing, _top_tensorflow), model), images, sizes)
+
+    def predict_and_count(images: np.ndarray, sizes: np.ndarray, cores: np.ndarray) -> tuple[Any, Any, Any]:
+        masks, confidence = (array.numpy() for array in find_masks(tf.constant(images), tf.constant(sizes)))
+        return masks, *tally_arrays(masks, confidence, cores, model.output_shape[-1])
+
+    return predict_and_count
 
 
 def _compile_jax(function: Callable[..., Any], model: Any) -> PredictFunction:

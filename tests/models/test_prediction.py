@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from fcn_ray.config import CAFFE_PREPROCESSING, Preprocessing
-from fcn_ray.models.prediction import PredictFn, _tally, build_predict_fn
+from fcn_ray.models.prediction import PredictFn, _tally, build_mask_fn, build_predict_fn, tally_arrays
 from fcn_ray.models.preprocessing import normalise
 from tests.networks import tiny_model
 
@@ -115,3 +115,27 @@ def test_confidences_of_many_pixels_add_up(colours_as_logits: keras.Model) -> No
     images = np.full((1, side, side, 3), [1, 0, 0], np.uint8)
     _, _, confidence = compiled(colours_as_logits, PLAIN)(images, [(side, side)], cores([(side, side)]))
     np.testing.assert_allclose(confidence[0, 0] / side**2, np.exp(1) / (np.exp(1) + 2), rtol=1e-6)
+
+
+def test_arrays_are_tallied_as_the_graph_does_it() -> None:
+    model = tiny_model()
+    sizes = [(64, 96), (33, 65), (50, 70), (64, 66)]
+    boxes = np.array([(0, 0, 64, 96), (1, 2, 33, 64), (0, 0, 50, 70), (63, 0, 64, 66)], np.int32)
+    batch = np.random.default_rng(2).integers(0, 256, (4, 64, 96, 3), np.uint8)
+    masks, pixels, confidence = compiled(model, PLAIN)(batch, sizes, boxes)
+    found, each = (np.asarray(part) for part in build_mask_fn(model, PLAIN)(batch, np.array(sizes, np.int32)))
+    assert np.array_equal(found, masks)
+    assert each.shape == found.shape
+    counted, totals = tally_arrays(found, each, boxes, 4)
+    assert np.array_equal(counted, pixels)
+    assert counted.sum(axis=1).tolist() == [64 * 96, 32 * 62, 50 * 70, 66]
+    assert (counted > 0).sum(axis=1).max() > 1, "some image has several classes"
+    np.testing.assert_allclose(totals, confidence, rtol=1e-5)
+
+
+def test_arrays_that_lie_outside_spoil_no_class() -> None:
+    masks = np.array([[[0, 1], [1, 1]], [[2, 2], [0, 2]]], np.uint8)
+    confidence = np.array([[[0.5, np.nan], [0.75, np.nan]], [[1, 1], [np.inf, 1]]], np.float32)
+    pixels, totals = tally_arrays(masks, confidence, np.array([(0, 0, 2, 1), (0, 0, 1, 2)], np.int32), 4)
+    assert pixels.tolist() == [[1, 1, 0, 0], [0, 0, 2, 0]]
+    assert totals.tolist() == [[0.5, 0.75, 0, 0], [0, 0, 2, 0]]
