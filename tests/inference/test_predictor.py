@@ -144,7 +144,7 @@ from fcn_ray.inference.predictor import Predictor, describe
 logging.basicConfig(stream=sys.stdout)
 settings = PredictConfig(threads=1, batch_pixels=10**8, tile_pixels=10**8)
 predictor = Predictor(load_bundle(sys.argv[1]), settings)
-small, large = np.zeros((600, 600, 3), np.uint8), np.zeros((3000, 3000, 3), np.uint8)
+small, large = np.zeros((600, 600, 3), np.uint8), np.zeros((4000, 4000, 3), np.uint8)
 predictor.predict([small])
 limit = int(open("/proc/self/statm").read().split()[5]) * resource.getpagesize() + (300 << 20)
 resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
@@ -156,7 +156,7 @@ for images in ([small, large, small], [small] * 40):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit is Linux's")
 def test_memory_that_is_really_gone_halves_batches_and_fails_single_images(tiny_bundle: Path) -> None:
-    """300 MB for the network: an image of 9 megapixels does not fit, nor do 40 of 0.36 at once.
+    """300 MB for the network: an image of 16 megapixels does not fit, nor do 40 of 0.36 at once.
 
     Without oneDNN, which dies of it: then the actor does (test_poison.py). It dies too when the memory ends in one of
     the small allocations between two tensors, so these get a room of their own."""
