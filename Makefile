@@ -50,7 +50,7 @@ bench: $(STAMP)
 	$(BIN)/python -m tests.benchmarks.image_codecs $(WORK)/camvid/val.parquet $(WORK)/peers
 	$(BIN)/python -m tests.benchmarks.model_alone $(WORK)/bundle $(WORK)/camvid/images $(WORK)/peers
 	$(BIN)/python -m tests.benchmarks.beside_peers $(WORK)/bundle $(WORK)/camvid/images $(WORK)/peers \
-		--rounds $(ROUNDS) --files $(FILES) --cases float32 bfloat16 mixed
+		--rounds $(ROUNDS) --files $(FILES) --cases network mixed
 	$(BIN)/python -m tests.benchmarks.beside_peers $(WORK)/bundle $(WORK)/camvid/images $(WORK)/peers \
 		--rounds $(ROUNDS) --files 8 --cases null
 	$(BIN)/python -m tests.benchmarks.memory $(WORK)/bundle $(WORK)/memory 1000 10000

@@ -1,10 +1,11 @@
 """fcn_ray's labelling engine beside its peers: the same images, the same network, the same machine, the same hour.
 
-python -m tests.benchmarks.beside_peers BUNDLE IMAGES WORK [--rounds 3] [--files 8] [--cases float32 null ...]
+python -m tests.benchmarks.beside_peers BUNDLE IMAGES WORK [--rounds 3] [--files 8] [--cases network null ...]
 
 IMAGES is a folder of Parquet files (camvid.py), BUNDLE one of small_bundle.py. Contenders are in peers/, each a process
 and a virtual environment of its own. After a warm-up of a few images the rounds are interleaved, A B C A B C. Ratios
-are ours over theirs, median of the rounds with the smallest and largest:
+are ours over theirs, median of the rounds with the smallest and largest; ours in float32, and in a second table ours in
+bfloat16, which peers have where their documentation says how (the hand-tuned loop):
 
 - images/s: between the first and the last finished batch (ours: committed chunk), all starts left out
 - total: from the command to its end, starts included; first result: from the command to the first finished batch
@@ -38,7 +39,7 @@ from tests.benchmarks.peers.shared import START
 from tests.benchmarks.rounds import Outcome, Outcomes, median, print_table, ratio
 
 ROOT = Path(__file__).parents[2]
-OURS, ONNX = "ours", "labels.onnx"
+OURS, OURS_BFLOAT16, ONNX = "ours", "ours-bfloat16", "labels.onnx"
 WARM_UP = 16
 """Images."""
 
@@ -66,26 +67,30 @@ class Contender:
     title: str
     onnx: bool = False
     """Whether it takes the network as an ONNX file."""
+    precision: str = "float32"
 
 
 CONTENDERS = {
     OURS: Contender("ours", "project", "fcn_ray"),
+    OURS_BFLOAT16: Contender("ours", "project", "fcn_ray, bfloat16", precision="bfloat16"),
     "plain-keras": Contender("plain_keras", "project", "plain Keras loop"),
     "tf-data": Contender("tf_data", "project", "tf.data, model.predict"),
     "hand-tuned": Contender("hand_tuned", "codecs", "hand-tuned single process"),
+    "hand-tuned-bfloat16": Contender("hand_tuned", "codecs", "the same, bfloat16", precision="bfloat16"),
     "hand-tuned-onnx": Contender("hand_tuned", "codecs", "the same, ONNX Runtime", onnx=True),
     "naive-ray-data": Contender("naive_ray_data", "project", "Ray Data as documented"),
     "daft": Contender("daft_udf", "daft", "Daft"),
     "pyspark": Contender("pyspark_udf", "pyspark", "PySpark"),
 }
 
+FLOATS = [name for name, contender in CONTENDERS.items() if contender.precision == "float32" and not contender.onnx]
+
 CASES = {
-    "float32": list(CONTENDERS),
-    "bfloat16": [OURS, "hand-tuned"],
-    "null": [name for name, contender in CONTENDERS.items() if not contender.onnx],
-    "mixed": [OURS, "plain-keras", "hand-tuned"],
+    "network": list(CONTENDERS),
+    "null": FLOATS,
+    "mixed": [OURS, OURS_BFLOAT16, "plain-keras", "hand-tuned", "hand-tuned-bfloat16"],
 }
-"""Network in float32, in bfloat16, the null model, and float32 on images of forty sizes."""
+"""The network, the null model, and the network on images of forty sizes."""
 
 
 def label(name: str, bundle: str, images: Path, out: Path, options: list[str], work: Path) -> Outcome:
@@ -106,6 +111,7 @@ def label(name: str, bundle: str, images: Path, out: Path, options: list[str], w
     ]
     paths = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     environment = os.environ | {START: str(time.monotonic()), "PYTHONPATH": paths}
+    options = [*options, "--precision", contender.precision]
     if contender.onnx:
         options = [*options, "--onnx", str(work / ONNX)]
     log = out.parent / f"{out.name}-log"
@@ -136,12 +142,12 @@ def prepare(images: Path, work: Path, files: int) -> dict[str, Path]:
             shutil.copy(path, fixed)
         write_mixed(fixed, Path(f"{mixed}-tmp"))
         Path(f"{mixed}-tmp").rename(mixed)
-    return {"warm-up": warm_up, "float32": fixed, "bfloat16": fixed, "null": fixed, "mixed": mixed}
+    return {"warm-up": warm_up, "network": fixed, "null": fixed, "mixed": mixed}
 
 
 def measure_case(case: str, inputs: dict[str, Path], outcomes: Outcomes, options: argparse.Namespace) -> None:
     """All rounds of a case; the masks of the first round are compared."""
-    flags = {"bfloat16": ["--precision", "bfloat16"], "null": ["--model", "null"]}.get(case, [])
+    flags = ["--model", "null"] if case == "null" else []
     kept = options.work / "masks" / f"{case}-{options.files}"
     contenders = [name for name in CASES.get(case, CONTENDERS) if name in options.contenders]
 
@@ -158,11 +164,11 @@ def measure_case(case: str, inputs: dict[str, Path], outcomes: Outcomes, options
         outcomes.run(f"{case}-{options.files}", contenders, options.rounds, measure)
 
 
-def print_case(case: str, outcomes: Outcomes, options: argparse.Namespace) -> None:
-    """The table of a case."""
+def print_case(case: str, reference: str, outcomes: Outcomes, options: argparse.Namespace) -> None:
+    """The table of a case; ratios are those of `reference` over each."""
     rows = []
     key = f"{case}-{options.files}"
-    ours = outcomes.of(key, OURS)
+    ours = outcomes.of(key, reference)
     for name in CASES[case]:
         theirs = outcomes.of(key, name)
         over = [ratio(ours, theirs, key) for key in ("images_per_second", "seconds", "cpu_per_image")]
@@ -181,7 +187,7 @@ def print_case(case: str, outcomes: Outcomes, options: argparse.Namespace) -> No
             ]
         )
     images = median(ours, "images", 0)
-    print_table(f"### {case}: {images} images, {len(ours)} rounds", HEAD, rows)
+    print_table(f"### {case}: {images} images, {len(ours)} rounds, {CONTENDERS[reference].title} over each", HEAD, rows)
     spilled = max(outcome.get("spilled_bytes", 0) for outcome in ours.values()) if ours else 0
     print(f"\nOurs had {spilled / 2**20:,.0f} MiB spilled at most.")
 
@@ -189,17 +195,17 @@ def print_case(case: str, outcomes: Outcomes, options: argparse.Namespace) -> No
 def print_mixed(inputs: dict[str, Path], outcomes: Outcomes, options: argparse.Namespace) -> None:
     """Padded megapixels a second: those of forty sizes over those of one."""
     grid = load_bundle(options.bundle).spec.grid
-    mixed, fixed = (padded_megapixels(inputs[case], grid) for case in ("mixed", "float32"))
+    mixed, fixed = (padded_megapixels(inputs[case], grid) for case in ("mixed", "network"))
     rows = []
     for name in CASES["mixed"]:
         found = {}
-        for case, size in (("mixed", mixed), ("float32", fixed)):
+        for case, size in (("mixed", mixed), ("network", fixed)):
             found[case] = {
                 number: {"rate": (outcome["images_per_second"] or 0) * size}
                 for number, outcome in outcomes.of(f"{case}-{options.files}", name).items()
             }
-        cells = [median(found[case], "rate", 2) for case in ("mixed", "float32")]
-        rows.append([CONTENDERS[name].title, *cells, ratio(found["mixed"], found["float32"], "rate")])
+        cells = [median(found[case], "rate", 2) for case in ("mixed", "network")]
+        rows.append([CONTENDERS[name].title, *cells, ratio(found["mixed"], found["network"], "rate")])
     head = ["contender", "forty sizes, padded Mpixel/s", "one size", "forty / one"]
     print_table(f"### mixed sizes: {mixed:.3f} padded megapixels an image, one size {fixed:.3f}", head, rows)
 
@@ -223,7 +229,8 @@ def main() -> None:
     for case in ("warm-up", *options.cases):
         measure_case(case, inputs, outcomes, options)
     for case in options.cases:
-        print_case(case, outcomes, options)
+        for reference in (name for name in (OURS, OURS_BFLOAT16) if name in CASES[case]):
+            print_case(case, reference, outcomes, options)
     if "mixed" in options.cases:
         print_mixed(inputs, outcomes, options)
 
