@@ -15,7 +15,7 @@ help:
 	@echo "make test    lint, types, arrows between rooms, and all tests"
 	@echo "make lint    ruff and mypy and the arrows only"
 	@echo "make bench CAMVID=camvid.parquet [ROUNDS=1] [FILES=2]   speed and memory of labelling beside its peers: about"
-	@echo "                       20 minutes for a round; ROUNDS=5 goes on with four more, see tests/benchmarks/RESULTS.md"
+	@echo "                       15 minutes for a round; ROUNDS=5 goes on with four more, see tests/benchmarks/RESULTS.md"
 	@echo "make bench-faults [SEEDS=20]   32 kinds of faults, a job for each seed: hours; goes on where it was ended"
 	@echo "make bench-stores [GCS=fake-gcs-server] [AZURITE=azurite-blob]   gs:// and az:// against emulators of them, which are"
 	@echo "                       installed in $(WORK) when no program is given (Linux on amd64; npm)"

@@ -52,7 +52,7 @@ def try_out(predict: PredictFunction) -> None:
 
 
 @contextmanager
-def no_collections() -> Iterator[None]:
+def _no_collections() -> Iterator[None]:
     """Without Python's garbage collector: imports and graphs make a million objects, nearly all of which stay; going
     through them again and again takes a fifth of the time of TensorFlow's import."""
     enabled = gc.isenabled()
@@ -64,7 +64,7 @@ def no_collections() -> Iterator[None]:
             gc.enable()
 
 
-@no_collections()
+@_no_collections()
 def compile_network(bundle: Bundle, threads: int, precision: Precision) -> Network:
     """The bundle's network, compiled and warm, on the Keras backend of KERAS_BACKEND (TensorFlow unless it is set).
 
@@ -179,10 +179,11 @@ def _compile_tensorflow(model: Any, preprocessing: Preprocessing) -> PredictFunc
         predict: PredictFunction = trace(build_predict_fn(model, preprocessing, _top_tensorflow), images, sizes, cores)
         return predict
     find_masks = trace(freeze(build_mask_fn(model, preprocessing, _top_tensorflow), model), images, sizes)
+    num_classes = model.output_shape[-1]  # or the function below would keep the model, and its weights a second time
 
     def predict_and_count(images: np.ndarray, sizes: np.ndarray, cores: np.ndarray) -> tuple[Any, Any, Any]:
-        masks, confidence = (array.numpy() for array in find_masks(tf.constant(images), tf.constant(sizes)))
-        return masks, *tally_arrays(masks, confidence, cores, model.output_shape[-1])
+        masks, confidence = map(np.asarray, find_masks(images, sizes))
+        return masks, *tally_arrays(masks, confidence, cores, num_classes)
 
     return predict_and_count
 

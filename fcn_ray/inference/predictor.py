@@ -1,7 +1,7 @@
 """Predictor: holds the network of a bundle in a Ray actor and gives every image of a chunk its mask.
 
-One compiled function takes uint8 images and gives back masks, pixel counts and confidences; float logits never leave
-the device. Images go through it together only when they pad to the same size: no image changes another's mask.
+One function takes uint8 images and gives back masks, pixel counts and confidences; float logits never leave the
+device. Images go through it together only when they pad to the same size: no image changes another's mask.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import ray.train
 import tensorflow as tf
 
 from fcn_ray.errors import DivergedError, StorageError
-from fcn_ray.models.prediction import build_predict_fn
+from fcn_ray.models.prediction import MaskFn, build_mask_fn
 from fcn_ray.training import ingest, order
 from fcn_ray.training.checkpoints import (
     Checkpoint,
@@ -34,7 +34,7 @@ from fcn_ray.training.preflight import Job
 from fcn_ray.training.replica import Replica, build_replica
 from fcn_ray.training.startup import Orders, Position, check_storage, find_feeder, find_position, listen, whole_epoch
 from fcn_ray.training.step import Step, build_step
-from fcn_ray.training.validation import Predict, predicts_one_class, validate
+from fcn_ray.training.validation import predicts_one_class, validate
 
 HIGH_FIRST_LOSS = 3.0
 """Times the loss of a network that knows nothing, ln(classes): new layers on features that are too large start so."""
@@ -91,16 +91,16 @@ def run_worker(orders: Orders) -> None:
         threading.Thread(target=listen, args=(orders.bell, stopping), daemon=True).start()
     position, feeder = find_position(replica, orders), find_feeder(replica, orders)
     worker = Worker(orders, replica, build_step(replica, job), position, feeder, stopping)
-    predict = tf.function(build_predict_fn(replica.model, job.preprocessing), reduce_retracing=True, autograph=False)
+    find_masks = tf.function(build_mask_fn(replica.model, job.preprocessing), reduce_retracing=True, autograph=False)
     if chosen := _unscored(orders):
-        _end_epoch(worker, predict, dict(chosen.metrics), chosen.folder)
+        _end_epoch(worker, find_masks, dict(chosen.metrics), chosen.folder)
     while position.epoch < config.epochs:
         metrics = train_epoch(worker)
         if metrics is None:
             worker.tell({"kind": "stopped", "step": position.step, "folder": save(worker)})
             return
         position.epoch, position.remaining, position.losses = position.epoch + 1, whole_epoch(job), (0.0, 0)
-        if _end_epoch(worker, predict, metrics | {"epoch": position.epoch, "step": position.step}):
+        if _end_epoch(worker, find_masks, metrics | {"epoch": position.epoch, "step": position.step}):
             return
     worker.tell({"kind": "trained", "step": position.step})
 
@@ -117,7 +117,7 @@ def _unscored(orders: Orders) -> Checkpoint | None:
     return chosen if chosen and ended and _is_scored(orders.job, chosen.epoch) else None
 
 
-def _end_epoch(worker: Worker, predict: Predict, metrics: dict[str, Any], saved: str | None = None) -> bool:
+def _end_epoch(worker: Worker, find_masks: MaskFn, metrics: dict[str, Any], saved: str | None = None) -> bool:
     """Save, unless it is `saved`, validate when it is due, tell. True when the training stops here, as it was asked to.
 
     A validation that is still to come is left to the group that goes on: it may take longer than whoever asks waits.
@@ -128,7 +128,7 @@ def _end_epoch(worker: Worker, predict: Predict, metrics: dict[str, Any], saved:
         if worker.asked_to_stop:
             worker.tell({"kind": "stopped", "step": worker.position.step, "folder": saved})
             return True
-    result = validate(worker.replica, predict, job, worker.feeder) if scored else None
+    result = validate(worker.replica, find_masks, job, worker.feeder) if scored else None
     if result:
         metrics |= {"val": result.scores.to_dict(), "val_data": job.val_digest, "precision": job.config.precision}
         _watch_for_collapse(worker, predicts_one_class(result.confusion, job.labels))

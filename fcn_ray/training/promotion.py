@@ -170,15 +170,15 @@ class Promoter:
         """Measure the share of the validation set."""
         import tensorflow as tf
 
-        from fcn_ray.models.prediction import build_predict_fn
+        from fcn_ray.models.prediction import build_mask_fn
         from fcn_ray.training.validation import predict_share
 
         job, k = self._job, len(self._job.labels)
-        predict = tf.function(build_predict_fn(self._model, job.preprocessing), reduce_retracing=True, autograph=False)
+        find_masks = tf.function(build_mask_fn(self._model, job.preprocessing), reduce_retracing=True, autograph=False)
         total = np.zeros((k, k + 1), np.int64)
         best: list[Example] = []
         worst: list[Example] = []
-        for sample in predict_share(predict, job, self._rank, self._world, Feeder(node="", tasks=1)):
+        for sample in predict_share(find_masks, job, self._rank, self._world, Feeder(node="", tasks=1)):
             counts = confusion_matrix(sample.label, sample.mask, k, job.labels.ignore_id)
             total += counts
             mean_iou = scores(counts).mean_iou

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from fcn_ray.images.geometry import Pixels, pad_batch, padded_size
 from fcn_ray.labels import LabelSet
 from fcn_ray.models.metrics import Confusion, Scores, confusion_matrix, scores
+from fcn_ray.models.prediction import MaskFn
 from fcn_ray.training import ingest, order
 from fcn_ray.training.feeding import Feeder
 from fcn_ray.training.preflight import Job
 from fcn_ray.training.replica import Replica
-
-Predict = Callable[..., Any]
-"""See fcn_ray.models.prediction, compiled."""
 
 COLLAPSED = 0.999
 """Share of the pixels that one class is predicted for, when the labels hold others too."""
@@ -41,16 +38,16 @@ class Sample:
     mask: Pixels
 
 
-def validate(replica: Replica, predict: Predict, job: Job, feeder: Feeder) -> Validation:
+def validate(replica: Replica, find_masks: MaskFn, job: Job, feeder: Feeder) -> Validation:
     """Metrics over the whole set, which the workers share; the same on every worker."""
     total = np.zeros((len(job.labels), len(job.labels) + 1), np.int64)
-    for sample in predict_share(predict, job, replica.rank, replica.world, feeder):
+    for sample in predict_share(find_masks, job, replica.rank, replica.world, feeder):
         total += confusion_matrix(sample.label, sample.mask, len(job.labels), job.labels.ignore_id)
     total = replica.sum_over_workers(total)
     return Validation(scores(total), total)
 
 
-def predict_share(predict: Predict, job: Job, rank: int, world: int, feeder: Feeder) -> Iterator[Sample]:
+def predict_share(find_masks: MaskFn, job: Job, rank: int, world: int, feeder: Feeder) -> Iterator[Sample]:
     """The validation images of one of `world` equal shares, with their masks."""
     n_rows = sum(piece.n_rows for piece in job.val_pieces)
     start, stop = (n_rows * r // world for r in (rank, rank + 1))
@@ -59,15 +56,15 @@ def predict_share(predict: Predict, job: Job, rank: int, world: int, feeder: Fee
         for values in zip(*batch.values(), strict=True):
             row = dict(zip(batch, values, strict=True))
             image, label = ingest.decode_sample(row, job.labels, job.config.max_pixels)
-            yield Sample(row[ingest.KEY], image, label, predict_mask(predict, image, job.spec.grid))
+            yield Sample(row[ingest.KEY], image, label, predict_mask(find_masks, image, job.spec.grid))
 
 
-def predict_mask(predict: Predict, image: Pixels, grid: int) -> Pixels:
-    """Mask (H, W) uint8 of one image (H, W, 3), whole."""
+def predict_mask(find_masks: MaskFn, image: Pixels, grid: int) -> Pixels:
+    """Mask (H, W) uint8 of one image (H, W, 3), whole; `find_masks` is compiled."""
     height, width = image.shape[:2]
     padded = pad_batch([image], *padded_size(height, width, grid))
-    sizes, cores = np.array([[height, width]], np.int32), np.array([[0, 0, height, width]], np.int32)
-    return np.asarray(predict(padded, sizes, cores)[0])[0, :height, :width]
+    masks, _ = find_masks(padded, np.array([[height, width]], np.int32))
+    return np.asarray(masks)[0, :height, :width]
 
 
 def predicts_one_class(confusion: Confusion, labels: LabelSet) -> str | None:

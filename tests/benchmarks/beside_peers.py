@@ -4,17 +4,17 @@ python -m tests.benchmarks.beside_peers BUNDLE IMAGES WORK [--rounds 3] [--files
 
 IMAGES is a folder of Parquet files (camvid.py), BUNDLE one of small_bundle.py. Contenders are in peers/, each a process
 and a virtual environment of its own. After a warm-up of a few images the rounds are interleaved, A B C A B C. Ratios
-are ours over theirs, median of the rounds with the smallest and largest; ours in float32, and in a second table ours in
-bfloat16, which peers have where their documentation says how (the hand-tuned loop):
+are ours over theirs, median of the rounds with the smallest and largest; ours in float32 and in bfloat16, which of the
+peers the hand-tuned loop has:
 
 - images/s: between the first and the last finished batch (ours: committed chunk), all starts left out
 - total: from the command to its end, starts included; first result: from the command to the first finished batch
 - CPU: of all processes, between the first and the last finished batch, for each image
 - memory: largest sum of all processes, each second, what they share counted once; what Ray spilled to disk is told
-- equal pixels: with our masks of the first round
+- equal pixels: with our masks in float32, of the first round
 
-Outcomes are kept in WORK/outcomes.jsonl: a benchmark that is ended goes on, and a failure is tried again. Another
-WORK is another benchmark.
+Outcomes are kept in WORK/outcomes.jsonl: a benchmark that is ended goes on, and a failure is tried again. Other code
+and other bundles need another WORK.
 """
 
 from __future__ import annotations
@@ -44,20 +44,6 @@ WARM_UP = 16
 """Images."""
 
 
-HEAD = [
-    "contender",
-    "images/s",
-    "ours / it",
-    "total, s",
-    "ours / it",
-    "first result, s",
-    "CPU ms/image",
-    "ours / it",
-    "peak MiB",
-    "equal pixels, %",
-]
-
-
 @dataclass(frozen=True)
 class Contender:
     """A module of peers/, and the environment that it runs in."""
@@ -76,18 +62,16 @@ CONTENDERS = {
     "plain-keras": Contender("plain_keras", "project", "plain Keras loop"),
     "tf-data": Contender("tf_data", "project", "tf.data, model.predict"),
     "hand-tuned": Contender("hand_tuned", "codecs", "hand-tuned single process"),
-    "hand-tuned-bfloat16": Contender("hand_tuned", "codecs", "the same, bfloat16", precision="bfloat16"),
-    "hand-tuned-onnx": Contender("hand_tuned", "codecs", "the same, ONNX Runtime", onnx=True),
+    "hand-tuned-bfloat16": Contender("hand_tuned", "codecs", "hand-tuned, bfloat16", precision="bfloat16"),
+    "hand-tuned-onnx": Contender("hand_tuned", "codecs", "hand-tuned, ONNX Runtime", onnx=True),
     "naive-ray-data": Contender("naive_ray_data", "project", "Ray Data as documented"),
     "daft": Contender("daft_udf", "daft", "Daft"),
     "pyspark": Contender("pyspark_udf", "pyspark", "PySpark"),
 }
 
-FLOATS = [name for name, contender in CONTENDERS.items() if contender.precision == "float32" and not contender.onnx]
-
 CASES = {
     "network": list(CONTENDERS),
-    "null": FLOATS,
+    "null": [name for name, found in CONTENDERS.items() if found.precision == "float32" and not found.onnx],
     "mixed": [OURS, OURS_BFLOAT16, "plain-keras", "hand-tuned", "hand-tuned-bfloat16"],
 }
 """The network, the null model, and the network on images of forty sizes."""
@@ -164,31 +148,38 @@ def measure_case(case: str, inputs: dict[str, Path], outcomes: Outcomes, options
         outcomes.run(f"{case}-{options.files}", contenders, options.rounds, measure)
 
 
-def print_case(case: str, reference: str, outcomes: Outcomes, options: argparse.Namespace) -> None:
-    """The table of a case; ratios are those of `reference` over each."""
-    rows = []
+def print_case(case: str, outcomes: Outcomes, options: argparse.Namespace) -> None:
+    """The table of a case: medians, and ratios of ours in both precisions over each."""
     key = f"{case}-{options.files}"
-    ours = outcomes.of(key, reference)
+    ours = {CONTENDERS[name].title: outcomes.of(key, name) for name in (OURS, OURS_BFLOAT16)}
+    ours = {title: found for title, found in ours.items() if found}
+    over = [f"{title} / it" for title in ours]
+    head = ["contender", "images/s", *over, "total, s", *over, "first result, s", "CPU ms/image", *over, "peak MiB"]
+    rows = []
     for name in CASES[case]:
         theirs = outcomes.of(key, name)
-        over = [ratio(ours, theirs, key) for key in ("images_per_second", "seconds", "cpu_per_image")]
+        ratios = {
+            value: [ratio(found, theirs, value) for found in ours.values()]
+            for value in ("images_per_second", "seconds", "cpu_per_image")
+        }
         rows.append(
             [
                 CONTENDERS[name].title,
                 median(theirs, "images_per_second", 2),
-                over[0],
+                *ratios["images_per_second"],
                 median(theirs, "seconds"),
-                over[1],
+                *ratios["seconds"],
                 median(theirs, "first_seconds"),
                 median(theirs, "cpu_per_image", 2, 1000),
-                over[2],
+                *ratios["cpu_per_image"],
                 median(theirs, "peak_bytes", 0, 2**-20),
                 median(theirs, "equal", 4, 100),
             ]
         )
-    images = median(ours, "images", 0)
-    print_table(f"### {case}: {images} images, {len(ours)} rounds, {CONTENDERS[reference].title} over each", HEAD, rows)
-    spilled = max(outcome.get("spilled_bytes", 0) for outcome in ours.values()) if ours else 0
+    every = [outcome for found in ours.values() for outcome in found.values()]
+    images, rounds = max((outcome["images"] for outcome in every), default=0), max(map(len, ours.values()), default=0)
+    print_table(f"### {case}: {images:,} images, {rounds} rounds", [*head, "equal pixels, %"], rows)
+    spilled = max((outcome.get("spilled_bytes", 0) for outcome in every), default=0)
     print(f"\nOurs had {spilled / 2**20:,.0f} MiB spilled at most.")
 
 
@@ -229,8 +220,7 @@ def main() -> None:
     for case in ("warm-up", *options.cases):
         measure_case(case, inputs, outcomes, options)
     for case in options.cases:
-        for reference in (name for name in (OURS, OURS_BFLOAT16) if name in CASES[case]):
-            print_case(case, reference, outcomes, options)
+        print_case(case, outcomes, options)
     if "mixed" in options.cases:
         print_mixed(inputs, outcomes, options)
 

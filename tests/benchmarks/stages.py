@@ -3,7 +3,7 @@
 python -m tests.benchmarks.stages BUNDLE IMAGES WORK [--precision float32]
 
 IMAGES is a folder of Parquet files (camvid.py). The stages run one after the other in one process with one thread of
-TensorFlow; "model" is the network alone, "masks" what is made of its logits on the device. The engine is the rest of a
+TensorFlow; "model" is the network alone, "masks" what is made of its logits. The engine is the rest of a
 whole job: the CPU seconds of all its processes over all images, less those over the first file only, for each image
 more; that leaves out the start.
 """

@@ -2,7 +2,8 @@
 
 python -m tests.benchmarks.two_nodes BUNDLE IMAGES WORK [--rounds 5]
 
-The head has no CPU. The driver and Ray's own processes have whatever cores the nodes leave.
+The head has no CPU. The driver and Ray's own processes have whatever cores the nodes leave. Nodes are started as the
+README says: they keep idle processes for a minute.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from ray.cluster_utils import Cluster
 
+from fcn_ray.cluster import NODE_ENVIRONMENT
 from tests.benchmarks.rounds import Outcome, Outcomes, median, print_table, ratio
 
 JOB = """
@@ -55,7 +57,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+    os.environ.update({"RAY_AUTH_MODE": "disabled", **NODE_ENVIRONMENT})
     outcomes = Outcomes(options.work / "outcomes.jsonl")
     outcomes.run("nodes", ["1", "2"], options.rounds, lambda nodes, _: label(int(nodes), options))
     one, two = outcomes.of("nodes", "1"), outcomes.of("nodes", "2")

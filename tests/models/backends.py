@@ -69,8 +69,8 @@ LOSSES: list[dict[str, Any]] = [
     {"kind": "dice"},
 ]
 
-TILE_PIXELS = 512 * 512
-LARGE = 490, 700
+TILE_PIXELS = 2**19
+LARGE = 700, 900
 """Height and width in pixels of an image that takes tiles."""
 
 
@@ -168,11 +168,12 @@ def of_pixels(folder: Path) -> Found:
 def of_predictor(folder: Path) -> Found:
     """The stage that actors run, on small images in batches and on a large one, whole and in tiles."""
     stored = bundle(folder, "predictor", tiny_spec(width=0.05))
-    predictor = Predictor(stored, PredictConfig(batch_pixels=2**21))
+    whole = Predictor(stored, PredictConfig(batch_pixels=2**21))
+    in_tiles = Predictor(stored, PredictConfig(batch_pixels=2**21, tile_pixels=TILE_PIXELS))
     small = [images(*size, seed=seed) for seed, size in enumerate([(40, 50), (33, 64), (7, 9), (64, 64), (1, 1)])]
     large = [images(*LARGE)]
-    for name, group in (("small", small), ("whole", large), ("tiles", large)):
-        predictor._tile_pixels = TILE_PIXELS if name == "tiles" else 2**21
+    assert len(in_tiles._plan(*LARGE)) > 1
+    for name, predictor, group in (("small", whole, small), ("whole", whole, large), ("tiles", in_tiles, large)):
         predictions = predictor.predict(group)
         assert all(isinstance(one, Prediction) for one in predictions), predictions
         yield f"{name}/mask", np.concatenate([one.mask.ravel() for one in predictions])

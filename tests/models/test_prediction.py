@@ -133,7 +133,7 @@ def test_arrays_are_tallied_as_the_graph_does_it() -> None:
     np.testing.assert_allclose(totals, confidence, rtol=1e-5)
 
 
-def test_arrays_that_lie_outside_spoil_no_class() -> None:
+def test_what_lies_outside_a_core_of_arrays_spoils_no_class() -> None:
     masks = np.array([[[0, 1], [1, 1]], [[2, 2], [0, 2]]], np.uint8)
     confidence = np.array([[[0.5, np.nan], [0.75, np.nan]], [[1, 1], [np.inf, 1]]], np.float32)
     pixels, totals = tally_arrays(masks, confidence, np.array([(0, 0, 2, 1), (0, 0, 1, 2)], np.int32), 4)
