@@ -101,9 +101,11 @@ def test_the_network_computes_in_it(bundle: Path, cpu: Path, caplog: pytest.LogC
     exact, rounded = found["float32"], found["bfloat16"]
     assert exact.mean_confidence != rounded.mean_confidence
     assert exact.mean_confidence == pytest.approx(rounded.mean_confidence, abs=0.03)
-    logits = stored.build("bfloat16")(_normalised(image), training=False)
-    equal = np.mean(rounded.mask == np.argmax(logits, axis=-1)[0, :48, :64])
-    assert equal >= 0.99, "all but where two classes are level: a graph rounds less often than its layers one by one"
+    # A graph rounds less often than its layers one by one: where two classes are level to a rounding the other may win.
+    logits = np.asarray(stored.build("bfloat16")(_normalised(image), training=False))[0, :48, :64]
+    won = np.take_along_axis(logits, rounded.mask[..., None].astype(np.intp), axis=-1)[..., 0]
+    assert (logits.max(axis=-1) - won).max() <= np.abs(logits).max() * 2**-8
+    assert np.mean(rounded.mask == logits.argmax(axis=-1)) >= 0.99
 
 
 def _normalised(image: np.ndarray) -> np.ndarray:
